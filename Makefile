@@ -1,0 +1,45 @@
+# What people run. Everything lands in .venv (and .venvs, .airflow) inside the checkout; `make clean` removes it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# uv from the PATH, or from the package index into the environment itself.
+UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
+
+.PHONY: demo airflow test lint types build matrix bench clean help
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x "$(UV)" || $(BIN)/python -m pip install --quiet uv
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[sandbox]' --group dev
+	touch $@
+
+demo: $(INSTALLED)  ## Refresh a patient from end to end, on Airflow and the sandbox
+	$(BIN)/healthex-sandbox demo
+
+airflow: $(INSTALLED)  ## Airflow's UI with the sandbox behind it, until Ctrl-C
+	$(BIN)/healthex-sandbox airflow
+
+test: $(INSTALLED)  ## The whole suite
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## Style, and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+matrix: $(INSTALLED)  ## The suite on the oldest and newest Airflow that are supported
+	UV="$(UV)" PYTHON="$(BIN)/python" .ci/matrix
+
+bench: $(INSTALLED)  ## Benchmarks, against what one would write otherwise
+	$(BIN)/python -m benchmarks
+
+build: $(INSTALLED)  ## Wheel and sdist, and their import in a clean environment
+	UV="$(UV)" PYTHON="$(BIN)/python" .ci/build
+
+clean:  ## Remove all that was made here
+	rm -rf .venv .venvs .airflow .bench dist .pytest_cache .mypy_cache .ruff_cache

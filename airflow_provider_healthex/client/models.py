@@ -1,0 +1,295 @@
+"""What HealthEx is asked and answers, as values: parsed with tolerance, and harmless to log, store or render."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from airflow_provider_healthex.client.text import clean
+
+IN_PROGRESS = "IN_PROGRESS_NO_ACTION_NEEDED"
+PATIENT_ACTION_NEEDED = "PATIENT_ACTION_NEEDED"
+UNRECOGNIZED = "UNRECOGNIZED"
+
+#: The one consent type that allows a refresh (docs.healthex.io).
+CONSENT_TYPE = "PATIENT_DIRECTED_DATA_EXCHANGE"
+
+#: The keys of ``counts`` that docs.healthex.io documents.
+COUNTS = (
+    "skippedExistingFacilities",
+    "changedExistingFacilities",
+    "unchangedExistingFacilities",
+    "retrievedNewFacilities",
+    "skippedNewFacilities",
+)
+
+_HARMLESS = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+def harmless(value: object) -> str | None:
+    """
+    Return a string of the service that may be stored, logged and rendered as a template.
+
+    Airflow renders mapped values once more, so a service's ``{{ … }}`` would be executed.
+    """
+    if value is None:
+        return None
+    return value if isinstance(value, str) and _HARMLESS.fullmatch(value) else UNRECOGNIZED
+
+
+def number(value: object) -> float | None:
+    """Return a count: a finite number from 0 on. JSON's booleans are none, although Python's are."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return value if math.isfinite(value) and value >= 0 else None
+    except OverflowError:  # an int with more than 308 digits
+        return None
+
+
+def moment(value: object) -> datetime | None:
+    """
+    Return a moment in UTC from an ISO text or from epoch seconds or milliseconds; None from anything else.
+
+    HealthEx documents epoch seconds for a token's expiration, and no format for a consent's.
+    """
+    try:
+        if isinstance(value, str) and not value.strip().isdecimal():
+            found = datetime.fromisoformat(value.strip())
+            found = found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+            found = found.astimezone(timezone.utc)
+        else:
+            epoch = number(float(value) if isinstance(value, str) else value)
+            if epoch is None:
+                return None
+            # Seconds reach this number in the year 5138, milliseconds did so in 1973.
+            found = datetime.fromtimestamp(epoch / 1000 if epoch >= 1e11 else epoch, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return found if 1970 <= found.year < 9999 else None
+
+
+def parse_json(body: bytes) -> Any:
+    """Return what a JSON text says; None where it says nothing readable."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def whole_seconds(moment: datetime) -> str:
+    """Return a moment as ISO 8601 UTC in whole seconds, the form every baseline has in XCom."""
+    return moment.astimezone(timezone.utc).replace(microsecond=0).isoformat()
+
+
+@dataclass(frozen=True)
+class PatientUpdate:
+    """
+    What HealthEx answered to one ``$updateData``.
+
+    :param project_id: as asked.
+    :param patient_id: as asked.
+    :param organization_id: the connection's ``org_id``, else the token's ``organizationId`` claim, else None.
+    :param message: ``IN_PROGRESS_NO_ACTION_NEEDED`` or ``PATIENT_ACTION_NEEDED`` (official guide).
+    :param patient_action_needed_reason: why the patient must act, or None.
+    :param retrieval_id: HealthEx's id of the retrieval, or None: it is optional.
+    :param skipped_facilities_count: facilities left out; above 0 the update is partial.
+    :param counts: the documented counts the answer had. Whether they are final by then is unknown.
+    :param requested_at: the baseline of arrival, UTC in whole seconds.
+    """
+
+    project_id: str
+    patient_id: str
+    organization_id: str | None
+    message: str
+    patient_action_needed_reason: str | None
+    retrieval_id: str | None
+    skipped_facilities_count: int
+    counts: dict[str, float] = field(hash=False)
+    requested_at: datetime
+
+    @property
+    def needs_patient(self) -> bool:
+        """Whether nothing comes before the patient has acted."""
+        return self.message == PATIENT_ACTION_NEEDED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the XCom form: the same keys, ``requested_at`` as text."""
+        return {
+            "project_id": self.project_id,
+            "patient_id": self.patient_id,
+            "organization_id": self.organization_id,
+            "message": self.message,
+            "patient_action_needed_reason": self.patient_action_needed_reason,
+            "retrieval_id": self.retrieval_id,
+            "skipped_facilities_count": self.skipped_facilities_count,
+            "counts": dict(self.counts),
+            "requested_at": whole_seconds(self.requested_at),
+        }
+
+    @classmethod
+    def from_answer(
+        cls,
+        answer: object,
+        *,
+        project_id: str,
+        patient_id: str,
+        organization_id: str | None,
+        requested_at: datetime,
+    ) -> PatientUpdate | None:
+        """Read an answer; None where it isn't known to say whether the update has started."""
+        if not isinstance(answer, Mapping) or answer.get("message") not in (IN_PROGRESS, PATIENT_ACTION_NEEDED):
+            return None
+        counts = answer.get("counts")
+        given = {key: number(counts.get(key)) for key in COUNTS} if isinstance(counts, Mapping) else {}
+        return cls(
+            project_id=project_id,
+            patient_id=patient_id,
+            organization_id=organization_id,
+            message=answer["message"],
+            patient_action_needed_reason=harmless(answer.get("patientActionNeededReason")),
+            retrieval_id=harmless(answer.get("retrievalId")),
+            skipped_facilities_count=_count(answer.get("skippedFacilitiesCount"), 0),
+            counts={key: value for key, value in given.items() if value is not None},
+            requested_at=requested_at,
+        )
+
+
+@dataclass(frozen=True)
+class AddPatientsResult:
+    """
+    What became of each patient that was added: some may fail although the call succeeds.
+
+    Patients are named by their index in the request, so that no name or address is kept.
+
+    :param total_processed: patients HealthEx looked at.
+    :param success_count: added or updated.
+    :param error_count: refused.
+    :param duplicates_count: known already.
+    :param errors: of each refused patient the index and the reason, without what was sent of the patient.
+    :param duplicates: indexes, as far as HealthEx gave any: their form is unknown, `duplicates_count` isn't.
+    :param successful_patients: of each successful one the index and the ``referenceId``.
+    """
+
+    total_processed: int
+    success_count: int
+    error_count: int
+    duplicates_count: int
+    errors: tuple[tuple[int | None, str], ...]
+    duplicates: tuple[int, ...]
+    successful_patients: tuple[tuple[int | None, str | None], ...]
+
+    @classmethod
+    def from_answer(
+        cls, answer: object, *, secrets: Iterable[str] = (), personal: Sequence[Sequence[str]] = ()
+    ) -> AddPatientsResult | None:
+        """
+        Read an answer; None where it is no JSON object.
+
+        :param secrets: what mustn't come back in any error's text.
+        :param personal: what was sent of each patient, and mustn't come back in that patient's.
+        """
+        if not isinstance(answer, Mapping):
+            return None
+        known = tuple(secrets)
+        errors = tuple(_error(row, known, personal) for row in _rows(answer.get("errors")))
+        successes = tuple(
+            (_index(row.get("patientIndex")), harmless(row.get("referenceId")))
+            for row in _rows(answer.get("successfulPatients"))
+        )
+        duplicates = answer.get("duplicates")
+        duplicates = duplicates if isinstance(duplicates, list) else []
+        indexes = (_index(row.get("patientIndex") if isinstance(row, Mapping) else row) for row in duplicates)
+        success_count = _count(answer.get("successCount"), len(successes))
+        error_count = _count(answer.get("errorCount"), len(errors))
+        return cls(
+            total_processed=_count(answer.get("totalProcessed"), success_count + error_count),
+            success_count=success_count,
+            error_count=error_count,
+            duplicates_count=_count(answer.get("duplicatesCount"), len(duplicates)),
+            errors=errors,
+            duplicates=tuple(index for index in indexes if index is not None),
+            successful_patients=successes,
+        )
+
+
+@dataclass(frozen=True)
+class ConsentedPatient:
+    """
+    A patient who has consented to a project, and may be refreshed.
+
+    :param patient_id: HealthEx's id.
+    :param healthcare_organization_id: as answered, or None.
+    :param expires_at: UTC: when the last of these consents ends; None where HealthEx doesn't say.
+    """
+
+    patient_id: str
+    healthcare_organization_id: str | None
+    expires_at: datetime | None
+
+
+def consented_patients(answer: Iterable[object], project_id: str) -> tuple[list[ConsentedPatient], int]:
+    """
+    Read the patients who consented to a project, one entry for each, in HealthEx's order.
+
+    :returns: the patients, and how many were left out because their id may not be rendered or used in a path.
+    """
+    patients: dict[str, ConsentedPatient] = {}
+    left_out = 0
+    for row in _rows(answer):
+        consents = [each for each in _rows(row.get("consents")) if _allows(each, project_id)]
+        if not consents:
+            continue
+        patient_id = row.get("patientId")
+        if not isinstance(patient_id, str) or harmless(patient_id) != patient_id or patient_id in (".", ".."):
+            left_out += 1
+            continue
+        ends = [moment(each.get("expirationTimestamp")) for each in consents]
+        earlier = patients.get(patient_id)
+        if earlier:
+            ends.append(earlier.expires_at)
+        patients[patient_id] = ConsentedPatient(
+            patient_id=patient_id,
+            healthcare_organization_id=earlier.healthcare_organization_id
+            if earlier
+            else harmless(row.get("healthcareOrganizationId")),
+            expires_at=max((end for end in ends if end is not None), default=None),
+        )
+    return list(patients.values()), left_out
+
+
+def _allows(consent: Mapping[str, Any], project_id: str) -> bool:
+    # The service was asked for this study and type: where it doesn't repeat them, that is what it means.
+    return (
+        consent.get("hasPatientConsented") is True
+        and consent.get("studyId") in (None, project_id)
+        and consent.get("consentType") in (None, CONSENT_TYPE)
+    )
+
+
+def _rows(value: object) -> Iterator[Mapping[str, Any]]:
+    return (row for row in value if isinstance(row, Mapping)) if isinstance(value, list) else iter(())
+
+
+def _index(value: object) -> int | None:
+    index = number(value)
+    return None if index is None else int(index)
+
+
+def _count(value: object, default: int) -> int:
+    count = number(value)
+    return default if count is None else int(count)
+
+
+def _error(row: Mapping[str, Any], secrets: Sequence[str], personal: Sequence[Sequence[str]]) -> tuple[int | None, str]:
+    index, text = _index(row.get("patientIndex")), row.get("error")
+    if index is not None and index < len(personal):
+        hidden: Iterable[str] = personal[index]
+    else:  # nobody knows whose it is
+        hidden = (value for each in personal for value in each)
+    return index, clean(text, (*secrets, *hidden)) if isinstance(text, str) else ""

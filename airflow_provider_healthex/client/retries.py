@@ -1,0 +1,95 @@
+"""How often a request is tried and how long is waited between the tries; what is repeated, `verdict` knows."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_result, wait_exponential_jitter
+from tenacity.nap import sleep_using_event
+
+from airflow_provider_healthex.client.pacing import Stopped
+from airflow_provider_healthex.exceptions import HealthExError
+
+log = logging.getLogger(__name__)
+
+TRIES = 5
+#: Seconds of waiting in all.
+PATIENCE = 300.0
+#: Where the service doesn't say how long to wait: about 1, 2, 4 and 8 seconds.
+BACKOFF = wait_exponential_jitter(initial=1, max=60)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """
+    A try that failed.
+
+    :param error: what the caller gets if it was the last one.
+    :param repeat: whether it may be repeated by itself.
+    :param wait: seconds the service asked to wait, or None.
+    """
+
+    error: HealthExError
+    repeat: bool = False
+    wait: float | None = None
+
+
+def repeated(attempt: Callable[[], _T | Failure], stop: threading.Event, never_tried: Failure) -> _T | Failure:
+    """
+    Return the first outcome that isn't to be repeated, or the last one the limits allow.
+
+    :param attempt: one try; may raise `Stopped`, if it was stopped before it sent anything.
+    :param stop: ends every wait, and with it the tries.
+    :param never_tried: the outcome if `stop` came before the first try.
+    """
+    last: _T | Failure = never_tried
+
+    def keep_last() -> _T | Failure:
+        nonlocal last
+        last = attempt()
+        return last
+
+    retrying = Retrying(
+        retry=retry_if_result(lambda outcome: isinstance(outcome, Failure) and outcome.repeat),
+        wait=_wait,
+        stop=lambda state: stop.is_set() or _exhausted(state),
+        sleep=sleep_using_event(stop),
+        before_sleep=_report,
+        retry_error_callback=lambda state: last,
+    )
+    try:
+        return retrying(keep_last)
+    except Stopped:
+        return last
+
+
+def _failure(state: RetryCallState) -> Failure:
+    assert state.outcome is not None
+    failure = state.outcome.result()
+    assert isinstance(failure, Failure)
+    return failure
+
+
+def _wait(state: RetryCallState) -> float:
+    asked = _failure(state).wait
+    return BACKOFF(state) if asked is None else asked
+
+
+def _exhausted(state: RetryCallState) -> bool:
+    return state.attempt_number >= TRIES or state.idle_for + state.upcoming_sleep > PATIENCE
+
+
+def _report(state: RetryCallState) -> None:
+    log.warning(
+        "Try %d of %d failed, next one in %.1f s: %s",
+        state.attempt_number,
+        TRIES,
+        state.upcoming_sleep,
+        _failure(state).error,
+    )

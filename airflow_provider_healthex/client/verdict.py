@@ -1,0 +1,138 @@
+"""What an outcome means for a call: an answer, or which error, and whether the request may be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timezone
+
+from airflow_provider_healthex.client.calls import Call, Repeat
+from airflow_provider_healthex.client.clocks import baseline, retry_after, whole
+from airflow_provider_healthex.client.retries import Failure
+from airflow_provider_healthex.client.text import clean, detail
+from airflow_provider_healthex.client.transport import Answer, Lost, NotSent
+from airflow_provider_healthex.exceptions import (
+    HealthExApiError,
+    HealthExAuthenticationError,
+    HealthExConnectionError,
+    HealthExNotFoundError,
+    HealthExPermissionError,
+    HealthExRateLimitError,
+    HealthExRequestError,
+    HealthExServerError,
+    HealthExUpdateAmbiguousError,
+)
+
+#: With these an update may have started: the service, or a proxy before it, failed in the middle. 503 is one too
+#: unless it has Retry-After: only a service that turned the request away says when to come back.
+AMBIGUOUS = frozenset({500, 502, 504, 520, 524})
+
+_ASK_WITH_CARE = (
+    "HealthEx may have started the update: repeating it may bill a second retrieval. "
+    "See whether data arrives, or whether the usage summary counts it, before asking again."
+)
+
+_ERRORS: dict[int, type[HealthExApiError]] = {
+    401: HealthExAuthenticationError,
+    403: HealthExPermissionError,
+    404: HealthExNotFoundError,
+    429: HealthExRateLimitError,
+}
+
+_HINTS = {
+    401: "The token is missing, invalid or expired: check the stored one, or the API key and its secret.",
+    403: "The token must belong to a data-requestor (research organisation) user with access to the project.",
+    404: "The project or what was asked for in it is unknown, or not accessible with this token.",
+    429: "HealthEx limits requests: ask later, or for less at once.",
+}
+
+
+def judge(call: Call, outcome: Answer | Lost | NotSent, base_url: str, secrets: Iterable[str]) -> Answer | Failure:
+    """
+    Return a whole 2xx answer as it is, and a failure for everything else.
+
+    :param base_url: named where the service was never reached.
+    :param secrets: values that no error may repeat.
+    """
+    if isinstance(outcome, NotSent):
+        return _not_sent(call, outcome, base_url)
+    if isinstance(outcome, Lost):
+        return _lost(call, outcome.reason, timed_out=outcome.timed_out, requested_at=whole(outcome.began))
+    if outcome.status // 100 != 2:
+        return _refused(call, outcome, (*secrets, *call.private))
+    if outcome.flaw is None:
+        return outcome
+    if outcome.too_long or call.repeat is Repeat.BILLED:
+        return Failure(unreadable(call, outcome, f"the answer is {outcome.flaw}"))
+    return _lost(call, f"the answer was {outcome.flaw}", timed_out=outcome.timed_out, requested_at=None)
+
+
+def unreadable(call: Call, answer: Answer, what: str) -> HealthExUpdateAmbiguousError | HealthExApiError:
+    """Return the error for a 2xx answer of which nothing can be made; its body is never repeated."""
+    text = f"{call}: HealthEx answered {answer.status}, but {what}."
+    if call.repeat is Repeat.BILLED:
+        return HealthExUpdateAmbiguousError(
+            f"{text} {_ASK_WITH_CARE}", status_code=answer.status, requested_at=requested_at(answer)
+        )
+    return HealthExApiError(f"{text} Check that the host is HealthEx's API.", status_code=answer.status)
+
+
+def requested_at(answer: Answer) -> datetime:
+    """Return the baseline of arrival."""
+    return baseline(answer.date, answer.began, answer.seconds)
+
+
+def _not_sent(call: Call, outcome: NotSent, base_url: str) -> Failure:
+    advice = (
+        "Check the certificate, the setting verify and the CA bundle."
+        if outcome.certificate
+        else "It is safe to repeat; check the host, the network and the proxy."
+    )
+    return Failure(
+        HealthExConnectionError(f"{call}: {base_url} was never reached: {outcome.reason}. {advice}"),
+        repeat=not outcome.certificate,
+    )
+
+
+def _lost(call: Call, reason: str, *, timed_out: bool, requested_at: datetime | None) -> Failure:
+    if call.repeat is Repeat.BILLED:
+        text = f"{call}: sent, and no answer came: {reason}. {_ASK_WITH_CARE}"
+        return Failure(HealthExUpdateAmbiguousError(text, requested_at=requested_at))
+    return Failure(
+        HealthExConnectionError(f"{call}: the answer was lost: {reason}. This call is safe to repeat."),
+        repeat=timed_out and call.repeat is Repeat.FREE,
+    )
+
+
+def _refused(call: Call, answer: Answer, secrets: Iterable[str]) -> Failure:
+    status, words = answer.status, detail(answer.body, secrets)
+    now = answer.date or datetime.now(timezone.utc)
+    wait = retry_after(answer.headers.get("Retry-After"), now)
+    text = f"{call}: HealthEx answered {status}" + (f": {words}" if words else ".")
+    text = text if text.endswith((".", "!", "?", "…")) else f"{text}."
+    turned_away = status == 503 and wait is not None
+    if call.repeat is Repeat.BILLED and (status in AMBIGUOUS or (status == 503 and not turned_away)):
+        return Failure(
+            HealthExUpdateAmbiguousError(
+                f"{text} {_ASK_WITH_CARE}", status_code=status, requested_at=requested_at(answer)
+            )
+        )
+    kind = _ERRORS.get(status) or _kind(status)
+    hint = call.hint.get(status) or _HINTS.get(status) or _general_hint(answer)
+    return Failure(
+        kind(f"{text} {hint}".rstrip(), status_code=status, detail=words, retry_after=wait),
+        repeat=status == 429 or turned_away or (status >= 500 and call.repeat is Repeat.FREE),
+        wait=wait,
+    )
+
+
+def _kind(status: int) -> type[HealthExApiError]:
+    if 400 <= status < 500:
+        return HealthExRequestError
+    return HealthExServerError if status >= 500 else HealthExApiError
+
+
+def _general_hint(answer: Answer) -> str:
+    if 300 <= answer.status < 400:
+        place = clean(answer.headers.get("Location") or "")
+        return f"Redirects are never followed{f' (to {place})' if place else ''}: check the host."
+    return "The service failed: ask later." if answer.status >= 500 else ""

@@ -1,0 +1,26 @@
+"""What a delivery is told as: the lines of its manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+
+from airflow_provider_healthex.delivery.arrival import StoredObject
+
+
+def manifest_lines(objects: Iterable[StoredObject], *, root: str, patient_id: str | None) -> Iterator[str]:
+    """
+    Return one JSON line for each object: ``uri``, ``size`` (bytes), ``etag``, ``last_modified``, ``patient_id``.
+
+    :param root: what stands before a key in its URI, e.g. ``s3://bucket/``.
+    """
+    for row in objects:
+        yield json.dumps(
+            {
+                "uri": root + row.key,
+                "size": row.size,
+                "etag": row.etag.strip('"'),
+                "last_modified": row.last_modified.isoformat(),
+                "patient_id": patient_id,
+            }
+        )

@@ -1,0 +1,216 @@
+"""How S3 is asked, by a worker or a triggerer, and which of its refusals pass by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
+from asgiref.sync import sync_to_async
+from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
+
+from airflow_provider_healthex.delivery.arrival import Waiting
+from airflow_provider_healthex.exceptions import HealthExConfigurationError
+
+if TYPE_CHECKING:
+    from airflow_provider_healthex.delivery.listing import Look
+
+T = TypeVar("T")
+
+WORKER = "worker"
+TRIGGERER = "triggerer"
+
+_PASSING_ERRORS = (
+    boto.ConnectionError,
+    boto.HTTPClientError,
+    boto.IncompleteReadError,
+    boto.CredentialRetrievalError,
+    boto.MetadataRetrievalError,
+    boto.TokenRetrievalError,
+    ResponseParserError,
+    asyncio.TimeoutError,
+    OSError,
+)
+_PASSING_CODES = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InternalError",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+    }
+)
+#: Refusals that a role just attached or a credential endpoint that is away for a moment cause as well: they are
+#: final only where these credentials have never worked.
+_DENIALS = frozenset({"AccessDenied", "AccessDeniedException", "AllAccessDisabled", "NoCredentialsError"})
+
+_KEYS = "correct the access key and secret of the connection"
+_REGION = "set the bucket's region as region_name, or in the connection's Extra"
+_ADVICE = {
+    "NoSuchBucket": "create the bucket, or correct bucket_name",
+    "AccessDenied": "grant s3:ListBucket on the bucket to these credentials",
+    "InvalidAccessKeyId": _KEYS,
+    "SignatureDoesNotMatch": _KEYS,
+    "PermanentRedirect": _REGION,
+    "AuthorizationHeaderMalformed": _REGION,
+    "IllegalLocationConstraintException": _REGION,
+    "NoCredentialsError": "give it an AWS connection, or credentials in its environment",
+    "AirflowNotFoundException": "create the connection",
+    "ParamValidationError": "correct bucket_name",
+}
+
+
+@dataclass(frozen=True)
+class AwsAccess:
+    """How to reach AWS, with S3KeySensor's parameters; JSON, so that a trigger can carry it."""
+
+    aws_conn_id: str | None
+    region_name: str | None = None
+    verify: bool | str | None = None
+    botocore_config: dict[str, Any] | None = None
+
+    def open_hook(self) -> S3Hook:
+        """
+        Return a new hook, with a session of its own.
+
+        :raises AirflowNotFoundException: where the connection doesn't exist. The amazon provider takes boto's own
+            credentials then; so do we for ``aws_default``, which nobody asked for by name.
+        """
+        hook = S3Hook(
+            aws_conn_id=self.aws_conn_id,
+            region_name=self.region_name,
+            verify=self.verify,
+            config=self.botocore_config,
+        )
+        if (
+            self.aws_conn_id not in (None, "", S3Hook.default_conn_name)
+            and hook.conn_config.conn_type is None
+        ):
+            raise AirflowNotFoundException(f"The conn_id `{self.aws_conn_id}` isn't defined")
+        return hook
+
+
+@dataclass
+class _Bucket:
+    """
+    A bucket and how one component looks at it, over the polls of one wait.
+
+    :param name: the bucket's name.
+    :param access: the AWS connection.
+    :param component: ``worker`` or ``triggerer``: each may have other rights, so errors name it.
+    :param listed: whether a listing succeeded before.
+    """
+
+    name: str
+    access: AwsAccess
+    component: str = WORKER
+    listed: bool = False
+
+    def _judge(self, error: Exception, doing: str = "listing") -> Waiting:
+        """Return what passes as a reason to wait, and raise what doesn't."""
+        code = _code(error)
+        if _passes(error, code) or (code in _DENIALS and self.listed):
+            return Waiting(f"S3 did not answer the {self.component} ({code}), asking again")
+        if code not in _ADVICE and not isinstance(
+            error, (boto.BotoCoreError, boto.ClientError, AirflowException)
+        ):
+            raise error
+        advice = _ADVICE.get(code, "see the code in the S3 documentation")
+        raise HealthExConfigurationError(
+            f"S3 refused the {self.component} {doing} bucket {self.name!r} with aws_conn_id="
+            f"{self.access.aws_conn_id!r}: {code}; {advice}."
+        ) from error
+
+
+class Bucket(_Bucket):
+    """A bucket as a worker's boto3 sees it."""
+
+    _client: Any = None
+
+    def look(self, steps: Look[T]) -> T | Waiting:
+        """
+        Make a look's requests and return its verdict.
+
+        :returns: the verdict, or a :class:`Waiting` where S3's trouble passes; the next look has a new session.
+        :raises HealthExConfigurationError: where S3 refuses for good.
+        """
+        try:
+            client = self._client = self._client or self.access.open_hook().get_conn()
+            request = next(steps)
+            while True:
+                request = steps.send(client.list_objects_v2(Bucket=self.name, **request))
+                self.listed = True
+        except StopIteration as end:
+            self.listed = True
+            return cast("T", end.value)
+        except Exception as error:
+            self._client = None
+            return self._judge(error)
+
+    def put(self, key: str, body: bytes) -> None:
+        """
+        Write an object.
+
+        :raises HealthExConfigurationError: where S3 refuses for good.
+        """
+        try:
+            self.access.open_hook().get_conn().put_object(Bucket=self.name, Key=key, Body=body)
+        except Exception as error:
+            self._judge(error, "writing to")
+            raise
+
+
+class AsyncBucket(_Bucket):
+    """A bucket as a triggerer's aiobotocore sees it. Use it as an asynchronous context manager."""
+
+    _client: Any = None
+
+    async def __aenter__(self) -> AsyncBucket:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.__aexit__(None, None, None)
+
+    async def look(self, steps: Look[T]) -> T | Waiting:
+        """Do what :meth:`Bucket.look` does."""
+        try:
+            client = self._client = self._client or await self._open()
+            request = next(steps)
+            while True:
+                request = steps.send(await client.list_objects_v2(Bucket=self.name, **request))
+                self.listed = True
+        except StopIteration as end:
+            self.listed = True
+            return cast("T", end.value)
+        except Exception as error:
+            await self.__aexit__()
+            return self._judge(error)
+
+    async def _open(self) -> Any:
+        # Reading a connection blocks, and must not happen on the triggerer's event loop.
+        hook = await sync_to_async(self.access.open_hook)()
+        return await (await hook.get_async_conn()).__aenter__()
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, boto.ClientError):
+        return str(error.response.get("Error", {}).get("Code", "")) or "no code"
+    return type(error).__name__
+
+
+def _passes(error: Exception, code: str) -> bool:
+    if isinstance(error, boto.ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return code in _PASSING_CODES or status == 429 or status >= 500
+    return isinstance(error, _PASSING_ERRORS)

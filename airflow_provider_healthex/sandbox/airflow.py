@@ -1,0 +1,108 @@
+"""An Airflow of the sandbox's own: its home, its settings and its processes, apart from any other on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+DEFAULT_HOME = Path(".airflow")
+
+#: Seconds a process group is given to end by itself.
+PATIENCE = 20
+
+
+class AirflowHome:
+    """
+    A private ``AIRFLOW_HOME``.
+
+    :param path: the folder; made where it is missing.
+    :param dags_folder: where the DAGs are.
+    :param variables: more environment variables, for example connections.
+    """
+
+    def __init__(self, path: Path, dags_folder: Path, variables: Mapping[str, str]) -> None:
+        self.path = path.resolve()
+        self.path.mkdir(parents=True, exist_ok=True)
+        # What belongs to another Airflow must not leak in.
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        self.environment = {
+            **mine,
+            "AIRFLOW_HOME": str(self.path),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags_folder.resolve()),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "false",
+            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "false",
+            **variables,
+        }
+
+    def run(self, *arguments: str) -> None:
+        """
+        Run an Airflow command to its end, quietly.
+
+        :raises RuntimeError: with what it printed, where it fails.
+        """
+        done = subprocess.run(_command(arguments), env=self.environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"airflow {' '.join(arguments)} failed:\n{(done.stdout + done.stderr)[-4000:]}")
+
+    def migrate(self, *, afresh: bool = False) -> None:
+        """Make the metadata database, or bring it up to date."""
+        if afresh:
+            shutil.rmtree(self.path)
+            self.path.mkdir(parents=True)
+        self.run("db", "migrate")
+
+    def add_connections(self, connections: Mapping[str, Mapping[str, Any]]) -> None:
+        """Put connections into the database, where the UI shows them."""
+        file = self.path / "connections.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps({name: _as_imported(connection) for name, connection in connections.items()}))
+        try:
+            self.run("connections", "import", "--overwrite", str(file))
+        finally:
+            file.unlink()
+
+    @contextlib.contextmanager
+    def start(self, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+        """Start an Airflow command with its children, and end them all on leaving."""
+        process = subprocess.Popen(
+            _command(arguments), env=self.environment, text=True, start_new_session=True, **options
+        )
+        try:
+            yield process
+        finally:
+            _end_group(process)
+
+
+def _command(arguments: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-m", "airflow", *arguments]
+
+
+def _as_imported(connection: Mapping[str, Any]) -> dict[str, Any]:
+    extra = connection.get("extra")
+    return {**connection, **({"extra": json.dumps(extra)} if isinstance(extra, Mapping) else {})}
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+            if not _group_lives(process.pid):
+                return
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

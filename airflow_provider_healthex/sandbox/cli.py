@@ -1,0 +1,150 @@
+"""The command ``healthex-sandbox``: ``serve``, ``patients``, ``demo`` and ``airflow``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+import threading
+from typing import Any
+
+from airflow_provider_healthex.sandbox import patients
+
+#: Modules that the extra ``sandbox`` installs.
+EXTRA = ("cryptography", "flask", "flask_cors", "moto", "py_partiql_parser", "werkzeug", "yaml")
+
+DEFAULT_PATH = "d/{projectId}/{healthexPatientId}/"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command, and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
+        print(
+            f"The sandbox needs {error.name}: pip install 'airflow-provider-healthex[sandbox]'",
+            file=sys.stderr,
+        )
+        return 2
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="healthex-sandbox",
+        description="A HealthEx-like API on this machine that delivers synthetic FHIR bundles to S3.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the API and an S3 server until Ctrl-C")
+    serve.set_defaults(run=_serve)
+    serve.add_argument("--port", type=int, default=8989, help="of the API (%(default)s; 0: a free one)")
+    serve.add_argument("--s3-port", type=int, default=9898, help="of S3 (%(default)s; 0: a free one)")
+    serve.add_argument(
+        "--delay", type=_seconds, default=3.0, metavar="S",
+        help="seconds from a request to its delivery (%(default)g)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--path", default=DEFAULT_PATH,
+        help="where deliveries go (%(default)s); also {orgId} and {externalId}",
+    )  # fmt: skip
+    serve.add_argument("--bucket", help="where deliveries go (healthex-deliveries)")
+    serve.add_argument(
+        "--bind", default="127.0.0.1", metavar="ADDRESS",
+        help="listen on another address (don't: it is open to whoever reaches it)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--s3-endpoint", metavar="URL",
+        help="deliver to this S3 server, with the credentials that boto3 finds, and start none",
+    )  # fmt: skip
+
+    listing = commands.add_parser("patients", help="list the patients and what each makes happen")
+    listing.set_defaults(run=_patients)
+
+    demo = commands.add_parser("demo", help="run an example DAG on the sandbox from end to end")
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--dags-folder", default="example_dags", help="(%(default)s)")
+    demo.add_argument("--dag", default="refresh_patient", help="(%(default)s)")
+    demo.add_argument("--patient", default=patients.IN_PROGRESS, help="(%(default)s)")
+    demo.add_argument("--airflow-home", help="where the demo's Airflow keeps its files (.airflow/demo)")
+
+    airflow = commands.add_parser("airflow", help="run Airflow's UI with the sandbox behind it until Ctrl-C")
+    airflow.set_defaults(run=_airflow)
+    airflow.add_argument("--dags-folder", default="example_dags", help="(%(default)s)")
+    airflow.add_argument("--port", type=int, default=8080, help="of Airflow (%(default)s)")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds from 0")
+    return seconds
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from airflow_provider_healthex.sandbox.server import Sandbox
+
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    try:
+        sandbox = Sandbox(
+            port=options.port,
+            s3_port=options.s3_port,
+            delay=options.delay,
+            path=options.path,
+            bucket=options.bucket,
+            bind=options.bind,
+            s3_endpoint=options.s3_endpoint,
+            on_event=_print_event,
+        )
+        with sandbox:
+            print(_welcome(sandbox), flush=True)
+            ended.wait()
+    except (OSError, ValueError) as error:
+        print(f"The sandbox could not start: {error}", file=sys.stderr)
+        return 1
+    print("Stopped; nothing is left behind.", flush=True)
+    return 0
+
+
+def _welcome(sandbox: Any) -> str:
+    exports = "\n".join(f"export {name}='{value}'" for name, value in sandbox.airflow_environment().items())
+    return (
+        f"HealthEx API   {sandbox.api_url}   (control API: {sandbox.api_url}/_sandbox/state)\n"
+        f"S3             {sandbox.s3_url}   bucket {sandbox.bucket}, path {sandbox.path}\n"
+        f"\nAirflow's connections, to copy:\n\n{exports}\n\n{patients.table()}\n\nCtrl-C ends it."
+    )
+
+
+def _print_event(event: str, details: dict[str, Any]) -> None:
+    known = {name: value for name, value in details.items() if name not in ("at", "patient_id", "project_id")}
+    rest = "  ".join(f"{name}={value}" for name, value in known.items() if value is not None)
+    print(f"{event:10} {details['patient_id']}  {rest}".rstrip(), flush=True)
+
+
+def _patients(options: argparse.Namespace) -> int:
+    print(patients.table())
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    # Airflow is only needed here.
+    demo = importlib.import_module("airflow_provider_healthex.sandbox.demo")
+    code: int = demo.main(options)
+    return code
+
+
+def _airflow(options: argparse.Namespace) -> int:
+    demo = importlib.import_module("airflow_provider_healthex.sandbox.demo")
+    code: int = demo.serve_ui(options)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

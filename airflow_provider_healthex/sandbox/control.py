@@ -1,0 +1,120 @@
+"""
+The sandbox's own API under ``/_sandbox/``: what a test or a demo sets and asks. For this machine only, no token.
+
+``GET /_sandbox/state``
+    ``{"calls": {endpoint: count}, "faults": […], "patients": {id: {"external_id", "what_happens", "joined",
+    "acted", "version", "asked", "accepted"}}}``.
+``GET /_sandbox/patients/{id}``
+    What was asked for a patient: ``{"asked": count, "accepted": count, "requests": [{"at", "status",
+    "accepted"}]}``. ``asked`` counts every ``$updateData`` that arrived, also refused and cut off ones;
+    ``accepted`` those that started a retrieval.
+``POST /_sandbox/patients/{id}/deliver``
+    Delivers for a patient now, without a request: ``{"keys": […]}``.
+``POST /_sandbox/patients/{id}/act``
+    The patient goes through the link again: updates are accepted from now on, and data comes after the delay,
+    without a request. A patient who was only added so far joins by it.
+``POST /_sandbox/faults`` with ``{"endpoint", "kind", "times": 1, "seconds", "retry_after", "body",
+"patient_id"}``
+    Makes the next calls of an endpoint go wrong; the kinds are in :class:`~.faults.Fault`.
+``DELETE /_sandbox/faults``
+    No more faults.
+``POST /_sandbox/reset``
+    Starts over: nothing was asked, nothing is on its way, and the bucket holds the earlier deliveries alone.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any
+
+from flask import Blueprint, Response, abort, jsonify, request
+
+from airflow_provider_healthex.sandbox.service import service
+from airflow_provider_healthex.sandbox.state import Patient
+
+control = Blueprint("control", __name__, url_prefix="/_sandbox")
+
+
+@control.before_request
+def only_from_this_machine() -> None:
+    """Refuse callers of a network, where the sandbox listens on one."""
+    if not ip_address(request.remote_addr or "0.0.0.0").is_loopback:
+        abort(403, "The control API answers on this machine only.")
+
+
+@control.get("/state")
+def show_state() -> Response:
+    """Show everything."""
+    state = service().state
+    with state.lock:
+        return jsonify(
+            calls=dict(state.calls),
+            faults=service().faults.pending(),
+            patients={each.patient_id: _summary(each) for each in state.patients.values()},
+        )
+
+
+@control.get("/patients/<patient_id>")
+def show_patient(patient_id: str) -> Response:
+    """Show what was asked for a patient."""
+    updates = service().state.updates_of(patient_id)
+    return jsonify(
+        asked=len(updates),
+        accepted=sum(each.accepted for each in updates),
+        requests=[each.to_dict() for each in updates],
+    )
+
+
+@control.post("/patients/<patient_id>/deliver")
+def deliver(patient_id: str) -> Response:
+    """Deliver without a request."""
+    return jsonify(keys=service().deliveries.deliver(_patient(patient_id)))
+
+
+@control.post("/patients/<patient_id>/act")
+def act(patient_id: str) -> tuple[Response, int]:
+    """Let a patient go through the link again."""
+    service().deliveries.act(_patient(patient_id))
+    return jsonify(), 202
+
+
+@control.post("/faults")
+def add_fault() -> tuple[Response, int]:
+    """Make the next calls go wrong."""
+    arguments: dict[str, Any] = request.get_json(silent=True) or {}
+    try:
+        service().faults.add(**arguments)
+    except (TypeError, ValueError) as error:
+        abort(400, str(error))
+    return jsonify(service().faults.pending()), 201
+
+
+@control.delete("/faults")
+def clear_faults() -> Response:
+    """Make nothing go wrong any more."""
+    service().faults.clear()
+    return jsonify(service().faults.pending())
+
+
+@control.post("/reset")
+def reset() -> Response:
+    """Start over."""
+    service().reset()
+    return jsonify()
+
+
+def _patient(patient_id: str) -> Patient:
+    return service().state.patients.get(patient_id) or abort(404, f"The sandbox has no patient {patient_id!r}.")
+
+
+def _summary(patient: Patient) -> dict[str, Any]:
+    updates = service().state.updates_of(patient.patient_id)
+    return {
+        "external_id": patient.external_id,
+        "what_happens": patient.scenario.summary,
+        "joined": patient.joined,
+        "acted": patient.acted,
+        "version": patient.version,
+        "asked": len(updates),
+        "accepted": sum(each.accepted for each in updates),
+    }

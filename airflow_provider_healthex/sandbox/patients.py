@@ -1,0 +1,147 @@
+"""Which patients the sandbox has, and what each of them makes happen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ORG_ID = "org-demo"
+PROJECT_ID = "project-demo"
+
+IN_PROGRESS = "patient-in-progress"
+FIRST_DELIVERY = "patient-first-delivery"
+PARTIAL = "patient-partial"
+SEVERAL_FILES = "patient-several-files"
+NOTHING_CHANGED = "patient-nothing-changed"
+LATE_TAIL = "patient-late-tail"
+CONSENT_ENDS_SOON = "patient-consent-ends-soon"
+CONSENT_EXPIRED = "patient-consent-expired"
+CONSENT_NOT_FOUND = "patient-consent-not-found"
+CONSENT_REVOKED = "patient-consent-revoked"
+UNLOCKED_OR_NO_TARGETED_LIST = "patient-unlocked"
+AUTHENTICATION_EXPIRED = "patient-authentication-expired"
+AUTHENTICATION_NEEDED_NEW_FACILITY = "patient-new-facility"
+UNKNOWN = "patient-unknown"
+FORBIDDEN = "patient-forbidden"
+PROJECT_PAUSED = "patient-project-paused"
+
+
+@dataclass(frozen=True)
+class File:
+    """
+    One file of a delivery.
+
+    :param name: under the delivery path.
+    :param after: when it comes, counted from the request in multiples of the sandbox's delay.
+    :param stale: whether it still holds the previous refresh.
+    """
+
+    name: str
+    after: float = 1.0
+    stale: bool = False
+
+
+ONE_FILE = (File("bundle.json"),)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """
+    What happens when an update is asked for a patient.
+
+    :param patient_id: the patient it belongs to.
+    :param summary: the same for people, in a line.
+    :param error: status and text of the answer, where it is an error.
+    :param reason: ``patientActionNeededReason``, where the patient must act.
+    :param skipped_facilities: above 0 the update is partial.
+    :param files: what is delivered, and when.
+    :param delivered_before: whether an earlier delivery is there from the start.
+    :param consent_days: days until the consent ends (negative: it ended), None without a consent.
+    :param revoked: whether the patient withdrew that consent.
+    """
+
+    patient_id: str
+    summary: str
+    error: tuple[int, str] | None = None
+    reason: str | None = None
+    skipped_facilities: int = 0
+    files: tuple[File, ...] = ONE_FILE
+    delivered_before: bool = True
+    consent_days: int | None = 300
+    revoked: bool = False
+
+    @property
+    def external_id(self) -> str:
+        """The study's own id of the patient."""
+        return self.patient_id.replace("patient-", "ext-", 1)
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """The names a whole delivery has."""
+        return tuple(dict.fromkeys(file.name for file in self.files or ONE_FILE))
+
+
+def _must_act(patient_id: str, reason: str, summary: str, consent_days: int | None = 200) -> Scenario:
+    return Scenario(
+        patient_id, f"{reason}: {summary}", reason=reason, consent_days=consent_days,
+        revoked=reason == "CONSENT_REVOKED", delivered_before=consent_days is not None,
+    )  # fmt: skip
+
+
+def _refused(patient_id: str, status: int, text: str, summary: str) -> Scenario:
+    return Scenario(patient_id, summary, error=(status, text), files=(), delivered_before=False, consent_days=None)
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.patient_id: scenario
+    for scenario in (
+        Scenario(IN_PROGRESS, "accepted; the earlier delivery is overwritten after the delay"),
+        Scenario(FIRST_DELIVERY, "accepted; nothing was delivered before", delivered_before=False),
+        Scenario(PARTIAL, "accepted, with 2 facilities skipped: a partial update", skipped_facilities=2),
+        Scenario(
+            SEVERAL_FILES,
+            "accepted; 3 files come one after the other, from 1 to 2 delays after the request",
+            files=(File("bundle-1.json", 1.0), File("bundle-2.json", 1.5), File("bundle-3.json", 2.0)),
+        ),
+        Scenario(NOTHING_CHANGED, "accepted; nothing has changed and nothing is delivered", files=()),
+        Scenario(
+            LATE_TAIL,
+            "accepted; a file of the previous refresh comes after 1/3 delay, this one's after 2 delays",
+            files=(
+                File("bundle-2.json", 1 / 3, stale=True),
+                File("bundle-1.json", 2.0),
+                File("bundle-2.json", 2.0),
+            ),
+        ),
+        Scenario(CONSENT_ENDS_SOON, "accepted; the consent ends in 10 days", consent_days=10),
+        _must_act(CONSENT_EXPIRED, "CONSENT_EXPIRED", "the consent ended 5 days ago", consent_days=-5),
+        _must_act(CONSENT_NOT_FOUND, "CONSENT_NOT_FOUND", "there is no consent to this project", consent_days=None),
+        _must_act(CONSENT_REVOKED, "CONSENT_REVOKED", "the patient withdrew the consent"),
+        _must_act(
+            UNLOCKED_OR_NO_TARGETED_LIST,
+            "UNLOCKED_OR_NO_TARGETED_LIST",
+            "no targeted facilities, or they are not locked",
+        ),
+        _must_act(
+            AUTHENTICATION_EXPIRED,
+            "AUTHENTICATION_EXPIRED",
+            "a facility asks for a new sign-in (with skipInteractive: accepted, 1 facility skipped)",
+        ),
+        _must_act(
+            AUTHENTICATION_NEEDED_NEW_FACILITY,
+            "AUTHENTICATION_NEEDED_NEW_FACILITY",
+            "a new facility asks for a sign-in (with skipInteractive: accepted, 1 facility skipped)",
+        ),
+        _refused(UNKNOWN, 404, "Recruitment not found", "404: never added to the project, as any other id"),
+        _refused(FORBIDDEN, 403, "Forbidden resource", "403: the token's user may not ask for this patient"),
+        # The guide promises "an appropriate error" and names no status: 400 is the sandbox's guess.
+        _refused(PROJECT_PAUSED, 400, "Project is not active", "400 (a guess): the project is paused"),
+    )
+}
+
+
+def table() -> str:
+    """Return the patients and what each makes happen, as text in three columns."""
+    rows = [("PATIENT", "EXTERNAL ID", "WHAT HAPPENS")]
+    rows += [(each.patient_id, each.external_id, each.summary) for each in SCENARIOS.values()]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows)

@@ -1,0 +1,63 @@
+"""
+A pytest fixture for people who test their own DAGs: a HealthEx that answers and delivers on this machine.
+
+In ``conftest.py``::
+
+    pytest_plugins = ["airflow_provider_healthex.sandbox.pytest_plugin"]
+
+In a test::
+
+    def test_the_refresh_arrives(healthex_sandbox):
+        run = my_dag.test(run_conf={"patient_id": healthex_sandbox.patients.IN_PROGRESS})
+        assert run.state == "success"
+        assert healthex_sandbox.asked(healthex_sandbox.patients.IN_PROGRESS) == 1
+
+    def test_a_busy_service_is_asked_again(healthex_sandbox):
+        healthex_sandbox.faults.add("update", 429, times=2, retry_after=1)
+        ...
+
+``healthex_sandbox`` is a :class:`~airflow_provider_healthex.sandbox.server.Sandbox`. While a test uses it,
+``AIRFLOW_CONN_HEALTHEX_DEFAULT`` and ``AIRFLOW_CONN_AWS_DEFAULT`` lead to it. Each test finds it as new: nothing
+was asked, no faults, and the bucket ``healthex_sandbox.bucket`` holds the patients' earlier deliveries, 30 days
+old. Deliveries come 1 second after a request. The server runs for the session, at the same addresses.
+
+For another delay or path, override the settings in ``conftest.py``::
+
+    @pytest.fixture(scope="session")
+    def healthex_sandbox_settings():
+        return {"delay": 0.2, "path": "healthex/{orgId}/{externalId}/"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from airflow_provider_healthex.sandbox.server import Sandbox
+
+
+@pytest.fixture(scope="session")
+def healthex_sandbox_settings() -> dict[str, Any]:
+    """Return the arguments of the session's ``Sandbox``. Override it to change them."""
+    return {"delay": 1.0}
+
+
+@pytest.fixture(scope="session")
+def healthex_sandbox_session(healthex_sandbox_settings: dict[str, Any]) -> Iterator[Sandbox]:
+    """Run one sandbox for the session."""
+    from airflow_provider_healthex.sandbox.server import Sandbox
+
+    with Sandbox(**healthex_sandbox_settings) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def healthex_sandbox(healthex_sandbox_session: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    """Give a test a sandbox as new, and Airflow connections to it."""
+    healthex_sandbox_session.reset()
+    for name, value in healthex_sandbox_session.airflow_environment().items():
+        monkeypatch.setenv(name, value)
+    return healthex_sandbox_session

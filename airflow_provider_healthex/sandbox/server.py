@@ -1,0 +1,313 @@
+"""The running sandbox: the API, an S3 server and the deliveries between them, as one object."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from ipaddress import ip_address
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_healthex.sandbox import patients
+from airflow_provider_healthex.sandbox.api import create_app
+from airflow_provider_healthex.sandbox.deliveries import DEFAULT_PATH, Deliveries, DeliveryPath
+from airflow_provider_healthex.sandbox.faults import Faults
+from airflow_provider_healthex.sandbox.s3 import REGION, OwnS3, S3Destination, s3_client
+from airflow_provider_healthex.sandbox.service import Service
+from airflow_provider_healthex.sandbox.state import Listener, Patient, State, UpdateRequest
+from airflow_provider_healthex.sandbox.tokens import Tokens
+from airflow_provider_healthex.sandbox.wsgi import WsgiServer
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+DEFAULT_BUCKET = "healthex-deliveries"
+
+#: How old the earlier deliveries are where the S3 server is the sandbox's own, in days.
+EARLIER = 30
+
+#: How long another S3 server's earlier deliveries are left to age, so that any request is later,
+#: even with times in whole seconds and the sensor's 2 s of clock skew.
+SETTLING = 4.0  # seconds
+
+
+class Sandbox:
+    """
+    A HealthEx-like API that delivers to S3, on this machine. A context manager::
+
+        with Sandbox(delay=1) as sandbox:
+            os.environ.update(sandbox.airflow_environment())
+            ...
+            assert sandbox.asked("patient-in-progress") == 1
+
+    :param port: of the API; 0 for a free one.
+    :param s3_port: of the S3 server; 0 for a free one.
+    :param delay: seconds from a request to its delivery.
+    :param path: where deliveries go, with ``{orgId}``, ``{projectId}``, ``{healthexPatientId}``,
+        ``{externalId}``; a folder ends in ``/``.
+    :param bucket: made where it is missing. By default one that no other sandbox of this process uses.
+    :param bind: the address both servers listen on. Leave it: nothing here is made for a network.
+    :param s3_endpoint: another S3 server to deliver to, in place of the sandbox's own.
+    :param s3_credentials: access key and secret for that server; by default boto3 looks for them.
+    :param age_old_deliveries: make the deliveries that are there from the start 30 days old. No S3 API
+        can, so with ``s3_endpoint`` start() and reset() wait 4 s instead: older than any request.
+    :param on_event: called as ``on_event(event, details)``, from the thread it happens in, with ``asked``
+        (patient_id, project_id, at), ``answered`` (patient_id, status, message, reason), ``delivered``
+        (patient_id, key, size, version, stale, at) and ``acted`` (patient_id).
+    """
+
+    api_key = "sandbox-api-key"
+    api_secret = "sandbox-api-secret"
+    org_id = patients.ORG_ID
+    project_id = patients.PROJECT_ID
+    #: The module with the patients' ids.
+    patients = patients
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        s3_port: int = 0,
+        delay: float = 3.0,
+        path: str = DEFAULT_PATH,
+        bucket: str | None = None,
+        bind: str = "127.0.0.1",
+        s3_endpoint: str | None = None,
+        s3_credentials: tuple[str, str] | None = None,
+        age_old_deliveries: bool = True,
+        on_event: Listener | None = None,
+    ) -> None:
+        self.path = path
+        self.faults = Faults()
+        self._delivery_path = DeliveryPath(path, self.org_id, self.project_id)
+        self._port, self._s3_port, self._bind, self._delay = port, s3_port, bind, delay
+        self._bucket = bucket
+        self._s3_endpoint = s3_endpoint
+        self._credentials = s3_credentials if s3_endpoint else ("sandbox-s3-key", "sandbox-s3-secret")
+        self._age_old_deliveries = age_old_deliveries
+        self._state = State(on_event)
+        self._tokens = Tokens(self.org_id)
+        self._own_s3: OwnS3 | None = None
+        self._deliveries: Deliveries | None = None
+        self._api: WsgiServer | None = None
+
+    # --- running
+
+    def start(self) -> Sandbox:
+        """Listen, and put the earlier deliveries."""
+        if self._api:
+            raise RuntimeError("The sandbox is running already.")
+        self._state.reset()
+        if not ip_address(self._bind).is_loopback:
+            warnings.warn(
+                f"The HealthEx sandbox listens on {self._bind}: whoever reaches it can use it. "
+                "Its secrets are public and its servers are not made for a network. "
+                "Keep to 127.0.0.1, and to synthetic data.",
+                stacklevel=2,
+            )
+        try:
+            self._start_s3()
+            self._deliveries = Deliveries(self._destination, self._delivery_path, self._delay, self._state)
+            self._put_earlier()
+            self._api = WsgiServer(self._app(), self._bind, self._port, "healthex-api")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Answer and deliver nothing more; threads and ports are free on return."""
+        self._state.over.set()
+        if self._api:
+            self._api.stop()
+        if self._deliveries:
+            self._deliveries.scheduler.stop()
+        if self._own_s3:
+            self._own_s3.stop()
+            self._own_s3.drop(self.bucket)
+        self._api = self._deliveries = self._own_s3 = None
+
+    def reset(self) -> None:
+        """
+        Start over: forget what happened, empty the bucket and put the earlier deliveries again.
+
+        Of a bucket on another S3 server, only what the sandbox has put there is deleted.
+        """
+        self._running.scheduler.clear()
+        self.faults.clear()
+        self._state.reset()
+        if self._own_s3:
+            self._own_s3.drop(self.bucket)
+        else:
+            self._destination.take_back()
+        self._destination.prepare()
+        self._put_earlier()
+
+    def __enter__(self) -> Sandbox:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # --- addresses and credentials
+
+    @property
+    def api_url(self) -> str:
+        """The API's base URL."""
+        if self._api is None:
+            raise RuntimeError("The sandbox is not running: use it in a `with` statement, or call start().")
+        return self._api.url
+
+    @property
+    def s3_url(self) -> str:
+        """The S3 server's URL."""
+        if self._own_s3 is None and self._s3_endpoint is None:
+            raise RuntimeError("The sandbox is not running: use it in a `with` statement, or call start().")
+        return self._own_s3.url if self._own_s3 else self._s3_endpoint or ""
+
+    @property
+    def bucket(self) -> str:
+        """The bucket that deliveries go to."""
+        return self._bucket or DEFAULT_BUCKET
+
+    def s3_client(self) -> Any:
+        """Return a boto3 client for the S3 server."""
+        return s3_client(self.s3_url, self._credentials)
+
+    def token(self, *, expires_in: float = 24 * 3600, **claims: Any) -> str:
+        """Return a JWT that the API accepts, or with a negative ``expires_in`` one that has expired."""
+        return self._tokens.sign(expires_in=expires_in, **claims)
+
+    def healthex_connection(self) -> dict[str, Any]:
+        """Return an Airflow connection to the API, by key and secret."""
+        extra: dict[str, Any] = {"project_id": self.project_id}
+        if not ip_address(self._bind).is_loopback:
+            extra["allow_http"] = True
+        return {
+            "conn_type": "healthex",
+            "host": self.api_url,
+            "login": self.api_key,
+            "password": self.api_secret,
+            "extra": extra,
+        }
+
+    def aws_connection(self) -> dict[str, Any]:
+        """Return an Airflow connection to the S3 server."""
+        connection: dict[str, Any] = {
+            "conn_type": "aws",
+            "extra": {"endpoint_url": self.s3_url, "region_name": REGION},
+        }
+        if self._credentials:
+            connection["login"], connection["password"] = self._credentials
+        return connection
+
+    def airflow_environment(self) -> dict[str, str]:
+        """
+        Return the environment variables that make both Airflow's default connections.
+
+        Behind a proxy also NO_PROXY, without which Airflow would look for the sandbox there.
+        """
+        environment = {
+            "AIRFLOW_CONN_HEALTHEX_DEFAULT": json.dumps(self.healthex_connection()),
+            "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(self.aws_connection()),
+        }
+        if any(name.lower() in ("http_proxy", "all_proxy") and value for name, value in os.environ.items()):
+            for name in ("NO_PROXY", "no_proxy"):
+                hosts = [os.environ.get(name), "127.0.0.1", "localhost"]
+                environment[name] = ",".join(host for host in hosts if host)
+        return environment
+
+    # --- what happened, and what shall happen
+
+    def asked(self, patient_id: str) -> int:
+        """Return how many ``$updateData`` arrived for a patient, whatever became of them."""
+        return len(self.requests(patient_id))
+
+    def accepted(self, patient_id: str) -> int:
+        """Return how many retrievals were started for a patient, which HealthEx would bill."""
+        return sum(each.accepted for each in self.requests(patient_id))
+
+    def requests(self, patient_id: str) -> list[UpdateRequest]:
+        """Return the ``$updateData`` that arrived for a patient, the earliest first."""
+        return self._state.updates_of(patient_id)
+
+    def calls(self, endpoint: str) -> int:
+        """Return how many requests arrived at an endpoint of :data:`~.faults.ENDPOINTS`."""
+        return self._state.calls[endpoint]
+
+    def prefix(self, patient_id: str) -> str:
+        """Return the folder (or key) of a patient's deliveries."""
+        return self._delivery_path.prefix(self._patient(patient_id))
+
+    def deliver(self, patient_id: str) -> list[str]:
+        """Deliver for a patient now, without a request, and return the keys."""
+        return self._running.deliver(self._patient(patient_id))
+
+    def act(self, patient_id: str) -> None:
+        """Let a patient go through the link again: data comes after the delay, without a request."""
+        self._running.act(self._patient(patient_id))
+
+    def wait_until_delivered(self, timeout: float = 30.0) -> None:
+        """Wait until nothing is on its way any more; ``TimeoutError`` if something is after ``timeout`` s."""
+        if not self._running.scheduler.wait_until_idle(timeout):
+            raise TimeoutError(f"Deliveries are still on their way after {timeout:g} s.")
+
+    def backdate(self, key: str, days: float) -> None:
+        """Make an object in the bucket older. Only the sandbox's own S3 server can."""
+        if self._own_s3 is None:
+            raise RuntimeError("Only the sandbox's own S3 server can make an object old.")
+        self._own_s3.age(self.bucket, key, days)
+
+    # --- inside
+
+    def _app(self) -> Flask:
+        return create_app(
+            Service(
+                state=self._state,
+                faults=self.faults,
+                tokens=self._tokens,
+                deliveries=self._running,
+                reset=self.reset,
+                api_key=self.api_key,
+                api_secret=self.api_secret,
+            )
+        )
+
+    @property
+    def _running(self) -> Deliveries:
+        if self._deliveries is None:
+            raise RuntimeError("The sandbox is not running: use it in a `with` statement, or call start().")
+        return self._deliveries
+
+    def _patient(self, patient_id: str) -> Patient:
+        try:
+            return self._state.patients[patient_id]
+        except KeyError:
+            raise LookupError(
+                f"The sandbox has no patient {patient_id!r}: `healthex-sandbox patients` lists them."
+            ) from None
+
+    def _start_s3(self) -> None:
+        if self._s3_endpoint is None:
+            self._own_s3 = own = OwnS3(self._bind, self._s3_port)
+            names = [DEFAULT_BUCKET, *(f"{DEFAULT_BUCKET}-{number}" for number in range(2, 1000))]
+            self._bucket = self._bucket or next(name for name in names if not own.has(name))
+        self._destination = S3Destination(self.s3_client(), self.bucket)
+        self._destination.prepare()
+
+    def _put_earlier(self) -> None:
+        keys = self._running.put_earlier()
+        if not self._age_old_deliveries:
+            return
+        if self._own_s3 is None:
+            time.sleep(SETTLING)
+            return
+        for key in dict.fromkeys(keys):
+            self.backdate(key, EARLIER)

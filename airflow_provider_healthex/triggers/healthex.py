@@ -1,0 +1,96 @@
+"""Waiting for a delivery on the triggerer: the sensor's own decision, asynchronously, until the sensor's deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_healthex.delivery import Arrived, Expectation
+from airflow_provider_healthex.delivery.listing import look
+from airflow_provider_healthex.s3 import TRIGGERER, AsyncBucket, AwsAccess
+
+#: What an event's ``status`` can be.
+ARRIVED, TIMED_OUT, REFUSED = "arrived", "timed_out", "refused"
+
+
+class HealthExDataArrivalTrigger(BaseTrigger):
+    """
+    Fires when a delivery has arrived, its deadline has passed, or S3 refuses for good. It never raises.
+
+    :param bucket_name: the bucket.
+    :param expectation: what counts as the delivery, as :meth:`Expectation.to_dict` gives it.
+    :param waiting_for: what logs call it.
+    :param deadline: seconds since the epoch; there is one last look at it. Absolute, so that another triggerer
+        goes on where this one ended.
+    :param poke_interval: seconds between two looks.
+    :param aws: the parameters of :class:`~airflow_provider_healthex.s3.AwsAccess`.
+    """
+
+    def __init__(
+        self,
+        *,
+        bucket_name: str,
+        expectation: Mapping[str, Any],
+        waiting_for: str,
+        deadline: float,
+        poke_interval: float,
+        aws: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.bucket_name = bucket_name
+        self.expectation = Expectation.from_dict(expectation)
+        self.waiting_for = waiting_for
+        self.deadline = deadline
+        self.poke_interval = poke_interval
+        self.aws = AwsAccess(**aws)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what another triggerer needs to go on."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "bucket_name": self.bucket_name,
+                "expectation": self.expectation.to_dict(),
+                "waiting_for": self.waiting_for,
+                "deadline": self.deadline,
+                "poke_interval": self.poke_interval,
+                "aws": asdict(self.aws),
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look until something is decided."""
+        try:
+            status, message = await self._wait()
+        except Exception as error:
+            # Raising would come back as a TaskDeferralError, which soft_fail turns into a skip.
+            status, message = REFUSED, str(error) or type(error).__name__
+        yield TriggerEvent({"status": status, "message": message})
+
+    async def _wait(self) -> tuple[str, str]:
+        async with AsyncBucket(self.bucket_name, self.aws, TRIGGERER) as bucket:
+            while True:
+                last = time.time() >= self.deadline
+                verdict = await bucket.look(look(self.expectation))
+                if isinstance(verdict, Arrived):
+                    return ARRIVED, ""
+                left = self.deadline - time.time()
+                self.log.info(waiting_line(self.waiting_for, verdict.reason, left))
+                if last:
+                    return TIMED_OUT, verdict.reason
+                await asyncio.sleep(max(0, min(self.poke_interval, left)))
+
+
+def waiting_line(waiting_for: str, reason: str, seconds_left: float | None) -> str:
+    """Return a poke's line in the log: what is waited for, why it isn't there, and how long still."""
+    line = f"Waiting for {waiting_for}: {reason}"
+    if seconds_left is None:
+        return line
+    minutes, seconds = divmod(max(0, round(seconds_left)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{line}; {hours}:{minutes:02}:{seconds:02} until the timeout"

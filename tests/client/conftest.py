@@ -1,0 +1,112 @@
+"""Every test starts as a new process would, with a scripted HealthEx on a loopback socket."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tenacity import wait_none
+
+from airflow_provider_healthex.client import ApiKey, ClientSettings, HealthExClient, StoredToken, pacing, retries
+from airflow_provider_healthex.client import token as tokens
+
+from .loopback import SECRET, Service, make_jwt
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    running = Service()
+    yield running
+    running.close()
+
+
+@pytest.fixture(autouse=True)
+def own_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Start every test as a new process would, with no patience for backoff and nobody's proxies and netrc."""
+    monkeypatch.setattr(retries, "BACKOFF", wait_none())
+    monkeypatch.setattr(tokens, "_mints", {})
+    monkeypatch.setattr(pacing, "_pacers", {})
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+
+
+@pytest.fixture
+def connect(service: Service) -> Iterator[Callable[..., HealthExClient]]:
+    """Make clients of the service: with a stored token, unless `credentials` says otherwise."""
+    clients: list[HealthExClient] = []
+
+    def make(*, on_secret: Any = None, **settings: Any) -> HealthExClient:
+        chosen = {
+            "base_url": service.url,
+            "credentials": StoredToken(make_jwt()),
+            "connect_timeout": 1,
+            "read_timeout": 0.3,
+            **settings,
+        }
+        extra = {} if on_secret is None else {"on_secret": on_secret}
+        clients.append(HealthExClient(ClientSettings(**chosen), **extra))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def client(connect: Callable[..., HealthExClient]) -> HealthExClient:
+    return connect()
+
+
+@pytest.fixture
+def api_key() -> ApiKey:
+    return ApiKey("key-1", SECRET)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Make a self-signed certificate of 127.0.0.1 and its key."""
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder = tmp_path_factory.mktemp("tls")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = dt.datetime.now(dt.timezone.utc)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.fixture
+def tls_service(certificate: tuple[Path, Path]) -> Iterator[Service]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    running = Service(context)
+    yield running
+    running.close()

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from airflow_provider_healthex.client.pacing import Pacer, Stopped, pacer_for
+
+
+def test_requests_of_many_threads_are_spaced_evenly() -> None:
+    pacer, stop, began = Pacer(), threading.Event(), time.monotonic()
+
+    def turn(_: int) -> float:
+        pacer.wait(50, stop)
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(8) as threads:
+        turns = sorted(threads.map(turn, range(8)))
+    assert all(turn >= 0.02 * index - 0.005 for index, turn in enumerate(turns))
+    assert turns[-1] < 1
+
+
+def test_an_idle_time_gives_no_burst() -> None:
+    pacer, stop = Pacer(), threading.Event()
+    pacer.wait(20, stop)
+    time.sleep(0.2)
+    began = time.monotonic()
+    for _ in range(3):
+        pacer.wait(20, stop)
+    assert time.monotonic() - began >= 0.095
+
+
+def test_without_a_limit_nobody_waits() -> None:
+    pacer, stop, began = Pacer(), threading.Event(), time.monotonic()
+    for _ in range(1000):
+        pacer.wait(None, stop)
+    assert time.monotonic() - began < 0.5
+
+
+@pytest.mark.parametrize("limit", [None, 0.001])
+def test_a_stop_ends_the_wait_and_refuses_the_turn(limit: float | None) -> None:
+    pacer, stop = Pacer(), threading.Event()
+    pacer.wait(limit, stop)
+    threading.Timer(0.05, stop.set).start()
+    if limit is None:
+        stop.wait()
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        pacer.wait(limit, stop)
+    assert time.monotonic() - began < 1
+
+
+def test_the_same_key_has_the_same_pacer() -> None:
+    assert pacer_for("a") is pacer_for("a")
+    assert pacer_for("a") is not pacer_for("b")

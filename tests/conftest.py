@@ -1,0 +1,75 @@
+"""A private Airflow, and real servers on loopback, for every test."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+HOME = Path(tempfile.mkdtemp(prefix="healthex-tests-"))
+
+# Airflow reads its configuration when it is first imported.
+os.environ.update(
+    AIRFLOW_HOME=str(HOME),
+    AIRFLOW__CORE__DAGS_FOLDER=str(ROOT),
+    AIRFLOW__CORE__LOAD_EXAMPLES="false",
+    AIRFLOW__LOGGING__BASE_LOG_FOLDER=str(HOME / "logs"),
+    AIRFLOW__USAGE_DATA_COLLECTION__ENABLED="false",
+    AWS_EC2_METADATA_DISABLED="true",
+)
+for name in list(os.environ):
+    if name.startswith(("AIRFLOW_CONN_", "AWS_ACCESS", "AWS_SECRET", "AWS_PROFILE", "AWS_SESSION")):
+        del os.environ[name]
+
+import shutil  # noqa: E402
+import uuid  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+
+import pytest  # noqa: E402
+import support  # noqa: E402
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A real S3 server on loopback. It accepts any credentials."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> support.Bucket:
+    """An empty bucket, and ``aws_default`` to reach it."""
+    client = support.s3_client(s3_endpoint)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=name)
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", support.aws_connection(s3_endpoint))
+    return support.Bucket(name, s3_endpoint, client)
+
+
+@pytest.fixture(scope="session")
+def airflow_database() -> None:
+    """Airflow's metadata database, for what runs whole DAGs."""
+    support.migrate()
+
+
+@pytest.fixture
+def task_log(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """What was logged so far: Airflow 3 prints what a task logs, 2.11 hands it to ``logging``."""
+    caplog.set_level("INFO")
+    printed = []
+
+    def read() -> str:
+        printed.append(capsys.readouterr().out)
+        return "".join(printed) + caplog.text
+
+    return read

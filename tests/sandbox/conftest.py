@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+import requests
+
+from airflow_provider_healthex.sandbox import Sandbox
+
+DELAY = 0.2
+
+
+@dataclass
+class Caller:
+    """Calls the sandbox's API as a client would."""
+
+    sandbox: Sandbox
+    session: requests.Session = field(default_factory=requests.Session)
+
+    def __post_init__(self) -> None:
+        self.session.trust_env = False
+        self.session.headers["Authorization"] = f"Bearer {self.sandbox.token()}"
+
+    def __call__(self, method: str, path: str, **arguments: Any) -> requests.Response:
+        return self.session.request(method, self.sandbox.api_url + path, timeout=10, **arguments)
+
+    def update(self, patient_id: str, body: Any = None, project_id: str = "project-demo", **arguments: Any):
+        path = f"/v1/projects/{project_id}/recruitment/identified-patients/{patient_id}/$updateData"
+        return self("POST", path, json={} if body is None else body, **arguments)
+
+
+@pytest.fixture(scope="session")
+def events() -> list[tuple[str, dict[str, Any]]]:
+    return []
+
+
+@pytest.fixture(scope="session")
+def running(events) -> Iterator[Sandbox]:
+    with Sandbox(delay=DELAY, on_event=lambda *event: events.append(event)) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(running, events) -> Sandbox:
+    running.reset()
+    events.clear()
+    return running
+
+
+@pytest.fixture
+def call(sandbox) -> Caller:
+    return Caller(sandbox)
+
+
+@pytest.fixture(scope="session")
+def client(running) -> Any:
+    return running.s3_client()
+
+
+@pytest.fixture
+def objects(sandbox, client) -> Callable[[str], dict[str, datetime]]:
+    def listed(patient_id: str) -> dict[str, datetime]:
+        prefix = sandbox.prefix(patient_id)
+        rows = client.list_objects_v2(Bucket=sandbox.bucket, Prefix=prefix).get("Contents", [])
+        return {row["Key"].removeprefix(prefix): row["LastModified"] for row in rows}
+
+    return listed
+
+
+@pytest.fixture
+def second() -> datetime:
+    """The second in which the test began, as S3 would have it."""
+    return datetime.now(timezone.utc).replace(microsecond=0)
+
+
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.01)
+    return result
+
+
+def is_free(url: str) -> bool:
+    host, port = url.removeprefix("http://").rsplit(":", 1)
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) != 0

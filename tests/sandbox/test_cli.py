@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import types
+
+import pytest
+import requests
+
+from airflow_provider_healthex.sandbox import cli, patients
+
+from .conftest import is_free
+
+SERVE = [sys.executable, "-m", "airflow_provider_healthex.sandbox.cli", "serve", "--port", "0", "--s3-port", "0"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_runs_until_a_signal_and_leaves_nothing(number):
+    with subprocess.Popen([*SERVE, "--delay", "0.1"], stdout=subprocess.PIPE, text=True) as process:
+        net = threading.Timer(60, process.kill)
+        net.start()
+        lines: list[str] = []
+        while "Ctrl-C" not in (lines[-1] if lines else ""):
+            lines.append(process.stdout.readline())
+            assert lines[-1], "".join(lines)
+        welcome = "".join(lines)
+        exported = dict(re.findall(r"^export (\w+)='(.*)'$", welcome, re.MULTILINE))
+        healthex = json.loads(exported["AIRFLOW_CONN_HEALTHEX_DEFAULT"])
+        s3_url = json.loads(exported["AIRFLOW_CONN_AWS_DEFAULT"])["extra"]["endpoint_url"]
+        assert patients.table() in welcome
+        delivered = requests.post(f"{healthex['host']}/_sandbox/patients/{patients.PARTIAL}/deliver", timeout=10)
+        assert delivered.status_code == 200
+        assert "delivered" in process.stdout.readline()
+        process.send_signal(number)
+        rest = process.stdout.read()
+        assert process.wait(10) == 0
+        net.cancel()
+    assert rest == "Stopped; nothing is left behind.\n"
+    assert is_free(healthex["host"])
+    assert is_free(s3_url)
+
+
+def test_serve_says_why_it_cannot(capfd):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = subprocess.run([*SERVE, "--port", port], capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1
+    assert "could not start" in process.stderr
+    assert f"127.0.0.1 port {port}. Choose another" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_patients_lists_every_patient_with_what_happens(capsys):
+    assert cli.main(["patients"]) == 0
+    text = capsys.readouterr().out
+    for scenario in patients.SCENARIOS.values():
+        assert re.search(rf"^{scenario.patient_id} +{scenario.external_id} +{re.escape(scenario.summary)}$", text, re.M)
+
+
+def test_demo_is_handed_its_options(monkeypatch):
+    demo = types.ModuleType("demo")
+    demo.main = lambda options: (options.dag, options.dags_folder, options.patient, options.airflow_home)
+    monkeypatch.setitem(sys.modules, "airflow_provider_healthex.sandbox.demo", demo)
+    assert cli.main(["demo"]) == ("refresh_patient", "example_dags", patients.IN_PROGRESS, None)
+    assert cli.main(["demo", "--dag", "d", "--dags-folder", "f", "--patient", "p", "--airflow-home", "h"]) == (
+        "d", "f", "p", "h",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", ["flask", "moto", "cryptography"])
+def test_without_the_extra_it_says_what_to_install(missing):
+    code = (
+        "import sys\n"
+        f"sys.modules[{missing!r}] = None\n"
+        "from airflow_provider_healthex.sandbox import cli\n"
+        "sys.exit(cli.main(['serve', '--port', '0', '--s3-port', '0']))\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert process.returncode == 2
+    assert "pip install 'airflow-provider-healthex[sandbox]'" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve", "--delay", "-1"], ["serve", "--delay", "soon"], ["other"]])
+def test_what_it_does_not_know_is_a_usage_error(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    assert exit_info.value.code == 2
+    assert "usage: healthex-sandbox" in capsys.readouterr().err
+
+
+def test_a_path_that_cannot_be_is_said(capsys):
+    assert cli.main(["serve", "--path", "d/{patient}/"]) == 1
+    assert "{healthexPatientId}" in capsys.readouterr().err
+
+
+def test_the_process_environment_is_untouched():
+    before = dict(os.environ)
+    cli.main(["patients"])
+    assert dict(os.environ) == before

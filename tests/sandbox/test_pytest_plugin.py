@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+PLUGIN = "airflow_provider_healthex.sandbox.pytest_plugin"
+
+
+def test_the_fixture_connects_and_starts_each_test_afresh(pytester: pytest.Pytester):
+    pytester.makeconftest(f'pytest_plugins = ["{PLUGIN}"]')
+    pytester.makepyfile(
+        """
+        import json, os
+        import requests
+
+        HOSTS = set()
+
+        def ask(sandbox, patient_id):
+            connection = json.loads(os.environ["AIRFLOW_CONN_HEALTHEX_DEFAULT"])
+            HOSTS.add(connection["host"])
+            return requests.post(
+                f"{connection['host']}/v1/projects/{sandbox.project_id}/recruitment/identified-patients/"
+                f"{patient_id}/$updateData",
+                json={}, headers={"Authorization": f"Bearer {sandbox.token()}"}, timeout=10,
+            )
+
+        def test_asks(healthex_sandbox):
+            patient_id = healthex_sandbox.patients.IN_PROGRESS
+            healthex_sandbox.faults.add("update", 500)
+            healthex_sandbox.faults.add("update", 503)
+            assert ask(healthex_sandbox, patient_id).status_code == 500
+            assert healthex_sandbox.asked(patient_id) == 1
+            assert healthex_sandbox.deliver(patient_id) == ["d/project-demo/patient-in-progress/bundle.json"]
+            healthex_sandbox.s3_client().put_object(Bucket=healthex_sandbox.bucket, Key="mine", Body=b"")
+
+        def test_is_afresh_at_the_same_address(healthex_sandbox):
+            assert healthex_sandbox.org_id == "org-demo"
+            assert healthex_sandbox.asked(healthex_sandbox.patients.IN_PROGRESS) == 0
+            assert ask(healthex_sandbox, healthex_sandbox.patients.IN_PROGRESS).status_code == 201
+            assert len(HOSTS) == 1
+            rows = healthex_sandbox.s3_client().list_objects_v2(Bucket=healthex_sandbox.bucket)["Contents"]
+            assert "mine" not in [row["Key"] for row in rows]
+            healthex_sandbox.wait_until_delivered()
+
+        def test_without_it_nothing_is_set():
+            assert "AIRFLOW_CONN_HEALTHEX_DEFAULT" not in os.environ
+        """
+    )
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
+    assert "AIRFLOW_CONN_HEALTHEX_DEFAULT" not in os.environ
+
+
+def test_the_settings_can_be_overridden(pytester: pytest.Pytester):
+    pytester.makeconftest(
+        f"""
+        import pytest
+        pytest_plugins = ["{PLUGIN}"]
+
+        @pytest.fixture(scope="session")
+        def healthex_sandbox_settings():
+            return {{"path": "healthex/{{orgId}}/{{externalId}}/", "delay": 0.1}}
+        """
+    )
+    pytester.makepyfile(
+        """
+        def test_path(healthex_sandbox):
+            assert healthex_sandbox.path == "healthex/{orgId}/{externalId}/"
+            assert healthex_sandbox.deliver("patient-partial") == ["healthex/org-demo/ext-partial/bundle.json"]
+        """
+    )
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)

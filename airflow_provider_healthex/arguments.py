@@ -33,9 +33,7 @@ def baseline(name: str, value: str | datetime) -> datetime:
                 f"{name} is {value!r}; write it as ISO 8601, such as 2026-11-22T17:40:05+00:00."
             ) from None
     if not isinstance(moment, datetime):
-        raise HealthExConfigurationError(
-            f"{name} is a {type(value).__name__}; give an ISO string or a datetime."
-        )
+        raise HealthExConfigurationError(f"{name} is a {type(value).__name__}; give an ISO string or a datetime.")
     if moment.tzinfo is None:
         raise HealthExConfigurationError(
             f"{name} is {value!r}, which has no time zone; write it as 2026-11-22T17:40:05+00:00."

@@ -31,9 +31,7 @@ class HealthExUpdateAmbiguousError(HealthExError):
     :param requested_at: the baseline of this try (UTC, whole seconds): data modified since then may be its delivery.
     """
 
-    def __init__(
-        self, message: str, *, status_code: int | None = None, requested_at: datetime | None = None
-    ) -> None:
+    def __init__(self, message: str, *, status_code: int | None = None, requested_at: datetime | None = None) -> None:
         super().__init__(message)
         self.status_code = status_code
         self.requested_at = requested_at
@@ -48,9 +46,7 @@ class HealthExApiError(HealthExError):
     :param retry_after: seconds the service asked to wait, or None.
     """
 
-    def __init__(
-        self, message: str, *, status_code: int, detail: str = "", retry_after: float | None = None
-    ) -> None:
+    def __init__(self, message: str, *, status_code: int, detail: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status_code = status_code
         self.detail = detail

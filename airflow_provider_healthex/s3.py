@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from airflow_provider_healthex.delivery.listing import Look
 
 T = TypeVar("T")
+
+LISTING, WRITING = "listing", "writing to"
+_RIGHTS = {LISTING: "s3:ListBucket", WRITING: "s3:PutObject"}
 
 WORKER = "worker"
 TRIGGERER = "triggerer"
@@ -57,7 +62,7 @@ _KEYS = "correct the access key and secret of the connection"
 _REGION = "set the bucket's region as region_name, or in the connection's Extra"
 _ADVICE = {
     "NoSuchBucket": "create the bucket, or correct bucket_name",
-    "AccessDenied": "grant s3:ListBucket on the bucket to these credentials",
+    "AccessDenied": "grant {right} on the bucket to these credentials",
     "InvalidAccessKeyId": _KEYS,
     "SignatureDoesNotMatch": _KEYS,
     "PermanentRedirect": _REGION,
@@ -91,10 +96,7 @@ class AwsAccess:
             verify=self.verify,
             config=self.botocore_config,
         )
-        if (
-            self.aws_conn_id not in (None, "", S3Hook.default_conn_name)
-            and hook.conn_config.conn_type is None
-        ):
+        if self.aws_conn_id not in (None, "", S3Hook.default_conn_name) and hook.conn_config.conn_type is None:
             raise AirflowNotFoundException(f"The conn_id `{self.aws_conn_id}` isn't defined")
         return hook
 
@@ -115,16 +117,25 @@ class _Bucket:
     component: str = WORKER
     listed: bool = False
 
-    def _judge(self, error: Exception, doing: str = "listing") -> Waiting:
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        """Say whose fault it is where botocore can't even make a client of the settings."""
+        try:
+            yield
+        except ValueError as error:
+            raise HealthExConfigurationError(
+                f"The {self.component} can make no S3 client of aws_conn_id={self.access.aws_conn_id!r}: correct its "
+                "settings, such as endpoint_url, which must begin with https:// or http://."
+            ) from error
+
+    def _judge(self, error: Exception, doing: str = LISTING) -> Waiting:
         """Return what passes as a reason to wait, and raise what doesn't."""
         code = _code(error)
-        if _passes(error, code) or (code in _DENIALS and self.listed):
+        if _passes(error, code) or (code in _DENIALS and self.listed and doing == LISTING):
             return Waiting(f"S3 did not answer the {self.component} ({code}), asking again")
-        if code not in _ADVICE and not isinstance(
-            error, (boto.BotoCoreError, boto.ClientError, AirflowException)
-        ):
+        if code not in _ADVICE and not isinstance(error, (boto.BotoCoreError, boto.ClientError, AirflowException)):
             raise error
-        advice = _ADVICE.get(code, "see the code in the S3 documentation")
+        advice = _ADVICE.get(code, "see the code in the S3 documentation").format(right=_RIGHTS[doing])
         raise HealthExConfigurationError(
             f"S3 refused the {self.component} {doing} bucket {self.name!r} with aws_conn_id="
             f"{self.access.aws_conn_id!r}: {code}; {advice}."
@@ -144,7 +155,7 @@ class Bucket(_Bucket):
         :raises HealthExConfigurationError: where S3 refuses for good.
         """
         try:
-            client = self._client = self._client or self.access.open_hook().get_conn()
+            client = self._client = self._client or self._open()
             request = next(steps)
             while True:
                 request = steps.send(client.list_objects_v2(Bucket=self.name, **request))
@@ -163,10 +174,14 @@ class Bucket(_Bucket):
         :raises HealthExConfigurationError: where S3 refuses for good.
         """
         try:
-            self.access.open_hook().get_conn().put_object(Bucket=self.name, Key=key, Body=body)
+            self._open().put_object(Bucket=self.name, Key=key, Body=body)
         except Exception as error:
-            self._judge(error, "writing to")
+            self._judge(error, WRITING)
             raise
+
+    def _open(self) -> Any:
+        with self._opening():
+            return self.access.open_hook().get_conn()
 
 
 class AsyncBucket(_Bucket):
@@ -199,8 +214,9 @@ class AsyncBucket(_Bucket):
 
     async def _open(self) -> Any:
         # Reading a connection blocks, and must not happen on the triggerer's event loop.
-        hook = await sync_to_async(self.access.open_hook)()
-        return await (await hook.get_async_conn()).__aenter__()
+        with self._opening():
+            hook = await sync_to_async(self.access.open_hook)()
+            return await (await hook.get_async_conn()).__aenter__()
 
 
 def _code(error: Exception) -> str:

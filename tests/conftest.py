@@ -12,12 +12,16 @@ HOME = Path(tempfile.mkdtemp(prefix="healthex-tests-"))
 # Airflow reads its configuration when it is first imported.
 os.environ.update(
     AIRFLOW_HOME=str(HOME),
-    AIRFLOW__CORE__DAGS_FOLDER=str(ROOT),
+    AIRFLOW__CORE__DAGS_FOLDER=str(HOME / "dags"),
     AIRFLOW__CORE__LOAD_EXAMPLES="false",
     AIRFLOW__LOGGING__BASE_LOG_FOLDER=str(HOME / "logs"),
     AIRFLOW__USAGE_DATA_COLLECTION__ENABLED="false",
     AWS_EC2_METADATA_DISABLED="true",
 )
+# Airflow imports every file below its DAGs folder: the DAGs alone, and not the tests beside them.
+(HOME / "dags").mkdir()
+for folder in ("example_dags", "tests/dags"):
+    (HOME / "dags" / Path(folder).name).symlink_to(ROOT / folder)
 for name in list(os.environ):
     if name.startswith(("AIRFLOW_CONN_", "AWS_ACCESS", "AWS_SECRET", "AWS_PROFILE", "AWS_SESSION")):
         del os.environ[name]
@@ -28,6 +32,8 @@ from collections.abc import Callable, Iterator  # noqa: E402
 
 import pytest  # noqa: E402
 import support  # noqa: E402
+
+pytest_plugins = ["airflow_provider_healthex.sandbox.pytest_plugin"]
 
 
 def pytest_unconfigure() -> None:

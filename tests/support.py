@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,7 +27,6 @@ except ImportError:
     from airflow.exceptions import AirflowRescheduleException
 
 MODES = ("poke", "reschedule", "deferred")
-ROOT = Path(__file__).parent.parent
 
 
 def utc_now() -> datetime:
@@ -170,3 +171,36 @@ def migrate() -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def load_dags(path: str) -> Any:
+    """Import a file of the DAGs folder anew, as Airflow does."""
+    name = f"dags_of_{Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]) / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_dag(dag: Any, sandbox: Any, **conf: Any) -> Any:
+    """Run a DAG on Airflow, with the sandbox's bucket among its parameters."""
+    return dag.test(run_conf={"bucket": sandbox.bucket, **conf})
+
+
+def xcom(run: Any, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:
+    """Read what a task returned, from the database."""
+    from airflow.utils.session import create_session
+
+    try:
+        from airflow.models.xcom import XComModel as Model
+    except ImportError:  # Airflow 2.11, whose rows deserialize themselves
+        from airflow.models.xcom import BaseXCom as Model
+
+    with create_session() as session:
+        rows = session.query(Model).filter_by(
+            dag_id=run.dag_id, run_id=run.run_id, task_id=task_id, map_index=map_index, key=key
+        )
+        row = rows.one()
+        return Model.deserialize_value(row) if isinstance(row.value, str | bytes) else row.value

@@ -231,13 +231,7 @@ def _base_url(connection: Connection, *, allow_http: bool) -> str:
         port = parts.port or connection.port or None
     except ValueError as error:
         raise _bad_host(name, host) from error
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or parts.query
-        or parts.fragment
-        or parts.username
-    ):
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
         raise _bad_host(name, host)
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         if not allow_http:
@@ -245,9 +239,7 @@ def _base_url(connection: Connection, *, allow_http: bool) -> str:
                 f"The host of connection {name!r} is {host!r}: the token would travel unencrypted. Use https://. "
                 "For a test system, set 'allow_http': true in Extra."
             )
-        log.warning(
-            "Connection %r sends its token unencrypted to %s, as allow_http permits", name, parts.hostname
-        )
+        log.warning("Connection %r sends its token unencrypted to %s, as allow_http permits", name, parts.hostname)
     address = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{address}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
 

@@ -154,9 +154,7 @@ class HealthExUpdatePatientOperator(BaseOperator):
                 self.patient_id,
             )
         if answer["message"] == IN_PROGRESS:
-            self.log.info(
-                "HealthEx is refreshing patient %s, asked at %s", self.patient_id, answer["requested_at"]
-            )
+            self.log.info("HealthEx is refreshing patient %s, asked at %s", self.patient_id, answer["requested_at"])
             return answer
         needed = patient_action_needed(self.patient_id, answer["patient_action_needed_reason"])
         if self.on_patient_action == "fail":

@@ -207,9 +207,7 @@ class HealthExDataArrivalSensor(S3KeySensor):
         self.log.info(waiting_line(delivery.name, verdict.reason, left))
         return PokeReturnValue(False)
 
-    def execute_complete(
-        self, context: Context, event: dict[str, Any] | None = None, deadline: float = 0
-    ) -> Any:
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None, deadline: float = 0) -> Any:
         """Conclude what the triggerer saw."""
         try:
             status, message = _read_event(event)
@@ -436,9 +434,7 @@ class _Delivery:
 
 def _file_name(name: str, value: str | None) -> str | None:
     if value is not None and (not isinstance(value, str) or not value or "/" in value):
-        raise HealthExConfigurationError(
-            f"{name} is {value!r}; give a file's name without its path, or None."
-        )
+        raise HealthExConfigurationError(f"{name} is {value!r}; give a file's name without its path, or None.")
     return value
 
 
@@ -446,24 +442,17 @@ def _one_update(update: Any) -> dict[str, Any]:
     """Return an update's answer, and say what else it is if it isn't one."""
     if isinstance(update, Mapping) and "in_progress" in update:
         what = "a cohort's: wait for it with HealthExCohortArrivalSensor"
-    elif (
-        isinstance(update, Mapping)
-        and {"patient_id", "project_id", "message", "requested_at"} <= update.keys()
-    ):
+    elif isinstance(update, Mapping) and {"patient_id", "project_id", "message", "requested_at"} <= update.keys():
         if update["message"] in (IN_PROGRESS, PATIENT_ACTION_NEEDED):
             return dict(update)
         what = f"a dict whose message is {update['message']!r}"
     elif isinstance(update, str):
         what = "a string: give update=refresh.output itself, not a template of it"
     elif isinstance(update, Sequence):
-        what = (
-            "several: wait for each with HealthExDataArrivalSensor.partial(…).expand(update=refresh.output)"
-        )
+        what = "several: wait for each with HealthExDataArrivalSensor.partial(…).expand(update=refresh.output)"
     else:
         what = f"a {type(update).__name__}"
-    raise HealthExConfigurationError(
-        f"update must be the output of one HealthExUpdatePatientOperator, and is {what}."
-    )
+    raise HealthExConfigurationError(f"update must be the output of one HealthExUpdatePatientOperator, and is {what}.")
 
 
 def _recognized(value: Any) -> str | None:

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import jwt
+
 PROJECT, PATIENT = "694d61c2-3f1b", "17d4513f-73e8"
 STARTED = {"message": "IN_PROGRESS_NO_ACTION_NEEDED", "retrievalId": "r-1"}
 SECRET = "s3cr3t-of-the-api-key"
@@ -90,6 +91,7 @@ class Service:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def setup(self) -> None:
                 super().setup()

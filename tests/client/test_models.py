@@ -14,9 +14,7 @@ NOW = datetime(2026, 11, 22, 17, 40, 5, tzinfo=UTC)
 
 
 def update(answer: Any) -> PatientUpdate | None:
-    return PatientUpdate.from_answer(
-        answer, project_id="p", patient_id="q", organization_id="o", requested_at=NOW
-    )
+    return PatientUpdate.from_answer(answer, project_id="p", patient_id="q", organization_id="o", requested_at=NOW)
 
 
 @pytest.mark.parametrize("value", ["{{ var.value.x }}", "a b", "", "x" * 129, 7, "a\n", ["a"]])

@@ -147,9 +147,7 @@ def test_many_threads_mint_once(service: Service, connect: Connect, api_key: Api
     assert sorted(update.patient_id for update in updates) == sorted(f"p-{number}" for number in range(32))
 
 
-def test_threads_that_waited_for_a_mint_share_its_refusal(
-    service: Service, connect: Connect, api_key: ApiKey
-) -> None:
+def test_threads_that_waited_for_a_mint_share_its_refusal(service: Service, connect: Connect, api_key: ApiKey) -> None:
     together = threading.Barrier(8)
 
     def refuse(handler: Any) -> None:

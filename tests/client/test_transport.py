@@ -89,7 +89,7 @@ def test_an_answer_ended_by_closing_is_read(service: Service, client: HealthExCl
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(service: Service, client: HealthExClient, code: int) -> None:
     service.answers(status(code, "x" * 100, Location=f"{service.url}/elsewhere?sig=1"))
-    with pytest.raises(HealthExApiError, match="never followed.*check the host") as error:
+    with pytest.raises(HealthExApiError, match=r"never followed.*check the host") as error:
         client.update_patient(PROJECT, PATIENT)
     assert type(error.value) is HealthExApiError
     assert error.value.status_code == code
@@ -104,7 +104,9 @@ def test_no_more_than_the_limit_is_read_of_an_answer(service: Service, client: H
 
 
 def test_the_limit_is_of_what_is_decoded(service: Service, client: HealthExClient) -> None:
-    service.answers(Reply(201, gzip.compress(says({**STARTED, "more": " " * 2 * MIB}).body), {"Content-Encoding": "gzip"}))
+    service.answers(
+        Reply(201, gzip.compress(says({**STARTED, "more": " " * 2 * MIB}).body), {"Content-Encoding": "gzip"})
+    )
     with pytest.raises(HealthExUpdateAmbiguousError, match="longer than 1 MiB"):
         client.update_patient(PROJECT, PATIENT)
 
@@ -155,7 +157,7 @@ def slammed() -> Iterator[tuple[int, list[int]]]:
 
 def test_a_refused_connection_never_reached_the_service(connect: Connect) -> None:
     client = connect(base_url=f"http://127.0.0.1:{closed_port()}")
-    with pytest.raises(HealthExConnectionError, match="never reached: connection refused. It is safe to repeat"):
+    with pytest.raises(HealthExConnectionError, match=r"never reached: connection refused. It is safe to repeat"):
         client.update_patient(PROJECT, PATIENT)
 
 
@@ -260,3 +262,14 @@ def test_a_ca_bundle_without_certificates_is_not_tried_again(
     (tmp_path / "empty.pem").write_text("nothing")
     with pytest.raises(HealthExConnectionError, match="Check the certificate"):
         connect(base_url=tls_service.url, verify=str(tmp_path / "empty.pem")).update_patient(PROJECT, PATIENT)
+
+
+def test_a_connection_the_service_closed_while_idle_is_not_used_for_an_update(
+    service: Service, client: HealthExClient
+) -> None:
+    body = says(STARTED).body
+    service.answers(raw(b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)))
+    client.update_patient(PROJECT, PATIENT)
+    time.sleep(0.1)
+    client.update_patient(PROJECT, PATIENT)
+    assert service.connections == 2

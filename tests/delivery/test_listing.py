@@ -14,7 +14,9 @@ NOW = SINCE + timedelta(seconds=60)
 DATE = "Sun, 22 Nov 2026 17:41:05 GMT"
 
 
-def page(*keys: str, date: str | None = DATE, token: str | None = None, modified: datetime = SINCE, size: int = 7) -> dict:
+def page(
+    *keys: str, date: str | None = DATE, token: str | None = None, modified: datetime = SINCE, size: int = 7
+) -> dict:
     """Write a page as boto3 and aiobotocore give it."""
     headers = {} if date is None else {"date": date}
     answer = {"ResponseMetadata": {"HTTPHeaders": headers}, "IsTruncated": token is not None, "KeyCount": len(keys)}

@@ -1,0 +1,181 @@
+"""From a connection to the API: what is accepted, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+from airflow.providers.common.compat.sdk import Connection
+
+from airflow_provider_healthex.client import ApiKey, StoredToken
+from airflow_provider_healthex.exceptions import (
+    HealthExConfigurationError,
+    HealthExNotFoundError,
+    HealthExTokenError,
+)
+from airflow_provider_healthex.hooks.healthex import HealthExHook, client_settings
+
+
+def settings(**fields):
+    extra = fields.pop("extra", {})
+    connection = {"password": "token-of-the-test", **fields}
+    return client_settings(
+        Connection(conn_id="healthex_test", conn_type="healthex", extra=json.dumps(extra), **connection)
+    )
+
+
+@pytest.fixture
+def connection(monkeypatch):
+    def put(**fields):
+        monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", json.dumps({"conn_type": "healthex", **fields}))
+        return HealthExHook()
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "url"),
+    [
+        (None, None, "https://api.healthex.io"),
+        ("", 0, "https://api.healthex.io"),
+        ("demo.example.org", None, "https://demo.example.org"),
+        ("demo.example.org", 8443, "https://demo.example.org:8443"),
+        ("https://demo.example.org/", None, "https://demo.example.org"),
+        ("https://demo.example.org:8443/gateway/", None, "https://demo.example.org:8443/gateway"),
+        ("http://127.0.0.1:8989", None, "http://127.0.0.1:8989"),
+        ("http://localhost", 8989, "http://localhost:8989"),
+        ("http://[::1]:8989", None, "http://[::1]:8989"),
+    ],
+)
+def test_the_host_is_a_base_url(host, port, url):
+    assert settings(host=host, port=port).base_url == url
+
+
+@pytest.mark.parametrize(
+    "host", ["ftp://x.org", "https://", "https://x.org?a=b", "https://x.org#a", "https://u@x.org", "https://x.org:port"]
+)
+def test_what_is_no_base_url_is_refused(host):
+    with pytest.raises(HealthExConfigurationError, match="no base URL"):
+        settings(host=host)
+
+
+def test_http_is_refused_off_this_machine():
+    with pytest.raises(HealthExConfigurationError, match="unencrypted"):
+        settings(host="http://api.example.org")
+
+
+def test_http_is_warned_of_where_it_is_allowed(caplog):
+    assert settings(host="http://api.example.org", extra={"allow_http": True}).base_url == "http://api.example.org"
+    assert "unencrypted" in caplog.text
+
+
+def test_without_a_login_the_password_is_the_token():
+    assert settings().credentials == StoredToken("token-of-the-test")
+
+
+def test_with_a_login_it_is_the_api_key_and_the_password_its_secret():
+    assert settings(login="key").credentials == ApiKey("key", "token-of-the-test")
+
+
+def test_an_empty_password_is_refused():
+    with pytest.raises(HealthExConfigurationError, match="no password"):
+        settings(password=None)
+
+
+def test_the_extra_is_read_as_the_form_writes_it():
+    extra = {"connect_timeout": "3", "read_timeout": 4.5, "requests_per_second": "", "org_id": "org", "verify": "true"}
+    read = settings(extra=extra)
+    assert (read.connect_timeout, read.read_timeout, read.requests_per_second) == (3, 4.5, None)
+    assert (read.org_id, read.verify) == ("org", True)
+
+
+def test_the_defaults_are_the_documented_ones():
+    read = settings()
+    assert (read.connect_timeout, read.read_timeout, read.requests_per_second, read.verify) == (10, 120, None, True)
+
+
+@pytest.mark.parametrize("value", ["soon", -1, 0, True, "inf", "nan"])
+def test_a_timeout_that_is_no_number_above_zero_is_refused(value):
+    with pytest.raises(HealthExConfigurationError, match="read_timeout"):
+        settings(extra={"read_timeout": value})
+
+
+def test_verify_is_a_bundle_that_exists(tmp_path):
+    bundle = tmp_path / "ca.pem"
+    bundle.touch()
+    assert settings(extra={"verify": str(bundle)}).verify == str(bundle)
+    with pytest.raises(HealthExConfigurationError, match="no file"):
+        settings(extra={"verify": str(tmp_path / "missing.pem")})
+
+
+def test_verify_is_off_for_this_machine_only():
+    assert settings(host="https://127.0.0.1:1", extra={"verify": False}).verify is False
+    with pytest.raises(HealthExConfigurationError, match="loopback"):
+        settings(extra={"verify": "false"})
+
+
+def test_a_missing_connection_says_how_to_make_it():
+    with pytest.raises(HealthExConfigurationError, match="no Airflow connection 'nowhere'.*type HealthEx"):
+        HealthExHook("nowhere").update_patient_data("patient")
+
+
+def test_a_missing_project_says_where_to_put_it(connection):
+    with pytest.raises(HealthExConfigurationError, match="project_id"):
+        connection(password="token").update_patient_data("patient")
+
+
+def test_an_update_is_asked_in_the_connections_project(healthex_sandbox):
+    update = HealthExHook().update_patient_data(healthex_sandbox.patients.IN_PROGRESS)
+    assert update.project_id == healthex_sandbox.project_id
+    assert update.organization_id == healthex_sandbox.org_id
+    assert healthex_sandbox.asked(healthex_sandbox.patients.IN_PROGRESS) == 1
+
+
+def test_the_argument_goes_before_the_connections_project(healthex_sandbox):
+    with pytest.raises(HealthExNotFoundError):
+        HealthExHook().update_patient_data(healthex_sandbox.patients.IN_PROGRESS, project_id="another")
+
+
+def test_an_expired_token_is_refused_before_anything_is_sent(healthex_sandbox, connection):
+    hook = connection(host=healthex_sandbox.api_url, password=healthex_sandbox.token(expires_in=-120))
+    with pytest.raises(HealthExTokenError, match=r"expired.*\d{4}-\d\d-\d\dT"):
+        hook.update_patient_data(healthex_sandbox.patients.IN_PROGRESS, project_id=healthex_sandbox.project_id)
+    assert healthex_sandbox.asked(healthex_sandbox.patients.IN_PROGRESS) == 0
+
+
+class TestTheTestButton:
+    def test_it_says_which_organization_answered(self, healthex_sandbox):
+        assert HealthExHook().test_connection() == (
+            True,
+            f"HealthEx answered for organization {healthex_sandbox.org_id}",
+        )
+
+    def test_it_touches_no_patient(self, healthex_sandbox):
+        HealthExHook().test_connection()
+        assert healthex_sandbox.calls("update") == 0
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"password": ""}, "no password"),
+            ({"password": "t", "host": "http://127.0.0.1:9"}, "never reached"),
+            ({"login": "wrong", "password": "wrong-secret"}, "Check the API key and its secret"),
+        ],
+    )
+    def test_it_never_raises_and_says_what_is_wrong(self, healthex_sandbox, connection, monkeypatch, fields, message):
+        monkeypatch.setattr("airflow_provider_healthex.client.retries.TRIES", 1)
+        ok, text = connection(**{"host": healthex_sandbox.api_url, **fields}).test_connection()
+        assert not ok
+        assert message in text
+        assert "wrong-secret" not in text
+
+
+def test_importing_the_hook_warns_of_nothing():
+    import importlib
+
+    import airflow_provider_healthex.hooks.healthex as module
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importlib.reload(module)

@@ -1,0 +1,301 @@
+"""Asking once, and never again by accident; against the sandbox's API."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from support import context_of
+
+from airflow_provider_healthex.exceptions import (
+    HealthExAuthenticationError,
+    HealthExConfigurationError,
+    HealthExConnectionError,
+    HealthExNotFoundError,
+    HealthExPatientActionNeeded,
+    HealthExPermissionError,
+    HealthExRateLimitError,
+    HealthExRequestError,
+    HealthExServerError,
+    HealthExTokenError,
+    HealthExUpdateAmbiguousError,
+)
+from airflow_provider_healthex.operators.healthex import HealthExUpdatePatientOperator
+from airflow_provider_healthex.sandbox import patients
+
+REASONS = {
+    patients.CONSENT_EXPIRED: "CONSENT_EXPIRED",
+    patients.CONSENT_NOT_FOUND: "CONSENT_NOT_FOUND",
+    patients.CONSENT_REVOKED: "CONSENT_REVOKED",
+    patients.UNLOCKED_OR_NO_TARGETED_LIST: "UNLOCKED_OR_NO_TARGETED_LIST",
+    patients.AUTHENTICATION_EXPIRED: "AUTHENTICATION_EXPIRED",
+    patients.AUTHENTICATION_NEEDED_NEW_FACILITY: "AUTHENTICATION_NEEDED_NEW_FACILITY",
+}
+
+
+class Store:
+    """The task's state store, which Airflow 3.3 has; its place in a real Airflow is tested end to end."""
+
+    def __init__(self):
+        self.values = {}
+
+    def get(self, key, default=None):
+        return json.loads(self.values[key]) if key in self.values else default
+
+    def set(self, key, value, *, retention=None):
+        assert value is not None
+        self.values[key] = json.dumps(value)
+
+
+def operator(patient_id=patients.IN_PROGRESS, **arguments):
+    return HealthExUpdatePatientOperator(task_id="refresh", patient_id=patient_id, **arguments)
+
+
+def run(task, store=None, max_tries=0):
+    context = context_of(task)
+    context["ti"].max_tries = max_tries
+    if store is not None:
+        context["task_state_store"] = store
+    return task.execute(context)
+
+
+def test_it_returns_what_healthex_answered(healthex_sandbox):
+    before = datetime.now(timezone.utc)
+    answer = run(operator())
+    assert set(answer) == {
+        "project_id",
+        "patient_id",
+        "organization_id",
+        "message",
+        "patient_action_needed_reason",
+        "retrieval_id",
+        "skipped_facilities_count",
+        "counts",
+        "requested_at",
+    }
+    assert answer["message"] == "IN_PROGRESS_NO_ACTION_NEEDED"
+    assert answer["patient_id"] == patients.IN_PROGRESS
+    assert abs(datetime.fromisoformat(answer["requested_at"]) - before) < timedelta(seconds=3)
+    assert answer["requested_at"].endswith("+00:00")
+    assert json.loads(json.dumps(answer)) == answer
+    assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
+
+
+def test_a_partial_update_is_warned_of(healthex_sandbox, task_log):
+    assert run(operator(patients.PARTIAL))["skipped_facilities_count"] > 0
+    assert "partial update" in task_log()
+
+
+@pytest.mark.parametrize(("patient", "reason"), REASONS.items())
+class TestPatientAction:
+    def test_it_fails_for_good_with_the_reason(self, healthex_sandbox, patient, reason):
+        with pytest.raises(AirflowFailException, match=reason) as caught:
+            run(operator(patient))
+        assert isinstance(caught.value.__cause__, HealthExPatientActionNeeded)
+        assert caught.value.__cause__.reason == reason
+        assert caught.value.__cause__.patient_id == patient
+
+    def test_it_skips(self, healthex_sandbox, patient, reason):
+        with pytest.raises(AirflowSkipException, match=reason):
+            run(operator(patient, on_patient_action="skip"))
+
+    def test_it_returns_for_branching(self, healthex_sandbox, patient, reason):
+        answer = run(operator(patient, on_patient_action="return"))
+        assert answer["message"] == "PATIENT_ACTION_NEEDED"
+        assert answer["patient_action_needed_reason"] == reason
+
+
+@pytest.mark.parametrize(
+    ("patient", "error"),
+    [
+        (patients.UNKNOWN, HealthExNotFoundError),
+        (patients.FORBIDDEN, HealthExPermissionError),
+        (patients.PROJECT_PAUSED, HealthExRequestError),
+        ("", HealthExConfigurationError),
+        ("..", HealthExConfigurationError),
+    ],
+)
+def test_what_asking_again_cannot_mend_fails_for_good(healthex_sandbox, patient, error):
+    with pytest.raises(AirflowFailException) as caught:
+        run(operator(patient))
+    assert type(caught.value.__cause__) is error
+
+
+def test_a_404_says_that_the_patient_may_never_have_been_added(healthex_sandbox):
+    with pytest.raises(AirflowFailException, match="never added"):
+        run(operator(patients.UNKNOWN))
+
+
+def test_an_expired_token_fails_for_good_and_nothing_is_sent(healthex_sandbox, monkeypatch):
+    token = healthex_sandbox.token(expires_in=-120)
+    connection = {"conn_type": "healthex", "host": healthex_sandbox.api_url, "password": token}
+    monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", json.dumps(connection))
+    with pytest.raises(AirflowFailException, match="expired") as caught:
+        run(operator(project_id=healthex_sandbox.project_id))
+    assert isinstance(caught.value.__cause__, HealthExTokenError)
+    assert token not in str(caught.value)
+    assert healthex_sandbox.asked(patients.IN_PROGRESS) == 0
+
+
+def test_a_refused_token_fails_for_good(healthex_sandbox):
+    healthex_sandbox.faults.add("update", 401, times=2)
+    with pytest.raises(AirflowFailException) as caught:
+        run(operator())
+    assert isinstance(caught.value.__cause__, HealthExAuthenticationError)
+
+
+@pytest.mark.parametrize(("status", "error"), [(429, HealthExRateLimitError), (503, HealthExServerError)])
+def test_a_busy_service_is_left_to_airflows_retry(healthex_sandbox, status, error):
+    healthex_sandbox.faults.add("update", status, retry_after=3600)
+    with pytest.raises(error) as caught:
+        run(operator())
+    assert caught.value.retry_after == 3600
+    assert healthex_sandbox.accepted(patients.IN_PROGRESS) == 0
+
+
+def test_a_dead_service_is_left_to_airflows_retry(healthex_sandbox, monkeypatch):
+    connection = {"conn_type": "healthex", "host": "http://127.0.0.1:9", "password": "token"}
+    monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", json.dumps(connection))
+    monkeypatch.setattr("airflow_provider_healthex.client.retries.TRIES", 1)
+    with pytest.raises(HealthExConnectionError, match="127.0.0.1:9"):
+        run(operator(project_id="project"))
+
+
+@pytest.mark.parametrize("fault", ["cut", "cut_after", "garbage", 500, 502, 503, 504])
+class TestAmbiguous:
+    def test_it_fails_for_good_and_is_asked_once(self, healthex_sandbox, fault):
+        healthex_sandbox.faults.add("update", fault)
+        with pytest.raises(AirflowFailException) as caught:
+            run(operator())
+        assert isinstance(caught.value.__cause__, HealthExUpdateAmbiguousError)
+        assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
+
+    def test_it_is_left_to_airflows_retry_where_that_is_wanted(self, healthex_sandbox, fault):
+        healthex_sandbox.faults.add("update", fault)
+        with pytest.raises(HealthExUpdateAmbiguousError):
+            run(operator(on_ambiguous="retry"))
+        assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
+
+    def test_it_is_assumed_to_have_started_where_that_is_wanted(self, healthex_sandbox, fault):
+        healthex_sandbox.faults.add("update", fault)
+        answer = run(operator(on_ambiguous="assume_started"))
+        assert answer["ambiguous"] is True
+        assert answer["message"] == "IN_PROGRESS_NO_ACTION_NEEDED"
+        assert answer["retrieval_id"] is None
+        assert answer["organization_id"] == healthex_sandbox.org_id
+        assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
+
+
+class TestDurable:
+    def test_a_retry_returns_the_answer_that_was_kept(self, healthex_sandbox):
+        store = Store()
+        first = run(operator(), store)
+        assert run(operator(), store) == first
+        assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
+
+    def test_a_clear_asks_again(self, healthex_sandbox):
+        store = Store()
+        run(operator(), store, max_tries=0)
+        run(operator(), store, max_tries=1)
+        assert healthex_sandbox.asked(patients.IN_PROGRESS) == 2
+
+    def test_a_retry_keeps_to_the_patients_answer_as_well(self, healthex_sandbox):
+        store = Store()
+        for _ in range(2):
+            with pytest.raises(AirflowFailException):
+                run(operator(patients.CONSENT_EXPIRED), store)
+        assert healthex_sandbox.asked(patients.CONSENT_EXPIRED) == 1
+
+    @pytest.mark.parametrize("choice", ["fail", "assume_started"])
+    def test_a_try_that_was_killed_while_asking_is_not_repeated(self, healthex_sandbox, choice, monkeypatch):
+        store = Store()
+        task = operator(on_ambiguous=choice)
+        killed_at = self.kill_while_asking(task, store, monkeypatch)
+        again = operator(on_ambiguous=choice)
+        if choice == "fail":
+            with pytest.raises(AirflowFailException, match="before an answer was kept"):
+                run(again, store)
+        else:
+            answer = run(again, store)
+            assert answer["ambiguous"] is True
+            assert datetime.fromisoformat(answer["requested_at"]) <= killed_at
+        assert healthex_sandbox.asked(patients.IN_PROGRESS) == 0
+
+    def test_a_repeated_ambiguous_update_keeps_the_earlier_baseline(self, healthex_sandbox):
+        store = Store()
+        early = "2026-01-01T00:00:00+00:00"
+        store.set("healthex_update", {"series": 0, "requested_at": early, "answer": None})
+        assert run(operator(on_ambiguous="retry"), store)["requested_at"] == early
+
+    def test_a_refused_repetition_of_an_ambiguous_update_keeps_it_ambiguous(self, healthex_sandbox):
+        store = Store()
+        early = "2026-01-01T00:00:00+00:00"
+        store.set("healthex_update", {"series": 0, "requested_at": early, "answer": None})
+        healthex_sandbox.faults.add("update", 429, retry_after=3600)
+        with pytest.raises(HealthExRateLimitError):
+            run(operator(on_ambiguous="retry"), store)
+        assert store.get("healthex_update")["requested_at"] == early
+
+    def test_what_was_refused_is_asked_again(self, healthex_sandbox):
+        store = Store()
+        healthex_sandbox.faults.add("update", 429, retry_after=3600)
+        with pytest.raises(HealthExRateLimitError):
+            run(operator(), store)
+        assert run(operator(), store)["message"] == "IN_PROGRESS_NO_ACTION_NEEDED"
+        assert healthex_sandbox.accepted(patients.IN_PROGRESS) == 1
+
+    def test_switched_off_nothing_is_kept(self, healthex_sandbox):
+        store = Store()
+        run(operator(durable=False), store)
+        assert store.values == {}
+
+    def test_what_is_kept_holds_no_token(self, healthex_sandbox):
+        store = Store()
+        run(operator(), store)
+        assert "eyJ" not in store.values["healthex_update"]
+
+    @staticmethod
+    def kill_while_asking(task, store, monkeypatch):
+        class Killed(BaseException):
+            pass
+
+        def die(*args, **kwargs):
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(task.hook, "update_patient_data", die)
+            with pytest.raises(Killed):
+                run(task, store)
+        return datetime.now(timezone.utc)
+
+
+def test_after_on_kill_waits_end_at_once_and_nothing_is_sent(healthex_sandbox):
+    healthex_sandbox.faults.add("update", 429, times=5, retry_after=60)
+    task = operator()
+
+    def kill_once_asked():
+        while healthex_sandbox.asked(patients.IN_PROGRESS) == 0:
+            time.sleep(0.01)
+        task.on_kill()
+
+    killer = threading.Thread(target=kill_once_asked, daemon=True)
+    killer.start()
+    began = time.monotonic()
+    with pytest.raises(HealthExRateLimitError):
+        run(task)
+    assert time.monotonic() - began < 10
+    assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
+
+
+@pytest.mark.parametrize("argument", [{"on_patient_action": "shrug"}, {"on_ambiguous": "hope"}])
+def test_an_unknown_choice_is_refused_when_the_dag_is_parsed(argument):
+    with pytest.raises(HealthExConfigurationError, match="give one of"):
+        operator(**argument)
+
+
+def test_the_documented_fields_are_templated():
+    assert HealthExUpdatePatientOperator.template_fields == ("patient_id", "project_id", "healthex_conn_id")

@@ -1,0 +1,499 @@
+"""How S3 is asked: what passes is waited for, what doesn't is refused by name; by boto3 and aiobotocore alike."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import re
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import pytest
+import s3_faults as s3
+from botocore.exceptions import ClientError, ConnectionClosedError
+from support import aws_connection, s3_client
+
+from airflow_provider_healthex.delivery import Arrived, Expectation, Waiting, expand
+from airflow_provider_healthex.delivery.listing import look
+from airflow_provider_healthex.exceptions import HealthExConfigurationError
+from airflow_provider_healthex.s3 import TRIGGERER, WORKER, AsyncBucket, AwsAccess, Bucket
+
+SECRET = "secret-of-the-test"
+ACCESS = AwsAccess(
+    "deliveries",
+    region_name="us-east-1",
+    # botocore would repeat transient errors by itself, and hide what we make of them.
+    botocore_config={"retries": {"total_max_attempts": 1}, "connect_timeout": 2, "read_timeout": 2},
+)
+IMPATIENT = replace(ACCESS, botocore_config={**ACCESS.botocore_config, "read_timeout": 0.2})
+LONG_AGO = datetime(2000, 1, 1, tzinfo=timezone.utc)
+
+TRANSIENT = {
+    "SlowDown": s3.SLOW_DOWN,
+    "InternalError": s3.INTERNAL_ERROR,
+    "ServiceUnavailable": s3.SERVICE_UNAVAILABLE,
+    "RequestTimeout": s3.REQUEST_TIMEOUT,
+    "ExpiredToken": s3.EXPIRED_TOKEN,
+    "429": s3.TOO_MANY_REQUESTS,
+    "502": s3.BAD_GATEWAY,
+    # botocore makes a 500 of a 200 that is no listing.
+    "500 for no XML": s3.GARBAGE,
+    "500 for a cut document": s3.CUT_XML,
+    "InternalError with status 200": s3.ERROR_WITH_200,
+}
+PERMANENT = {
+    "NoSuchBucket": (s3.NO_SUCH_BUCKET, "create the bucket"),
+    "AccessDenied": (s3.ACCESS_DENIED, "grant s3:ListBucket"),
+    "InvalidAccessKeyId": (s3.INVALID_ACCESS_KEY, "access key and secret"),
+    "SignatureDoesNotMatch": (s3.WRONG_SIGNATURE, "access key and secret"),
+    "PermanentRedirect": (s3.WRONG_REGION, "region_name"),
+    "AuthorizationHeaderMalformed": (s3.MALFORMED_AUTHORIZATION, "region_name"),
+    "InvalidToken": (s3.refusal(400, "InvalidToken"), "S3 documentation"),
+}
+
+
+def expected(path: str = "d/", **changes) -> Expectation:
+    return Expectation(**{"targets": (expand(path, {}),), "since": LONG_AGO, "quiet_period": 0, **changes})
+
+
+class OnWorker:
+    """A bucket and its looks, as a worker has them."""
+
+    component = WORKER
+
+    def __init__(self, name: str = "bucket", access: AwsAccess = ACCESS, **kwargs) -> None:
+        self.bucket = Bucket(name, access, self.component, **kwargs)
+
+    def look(self, expectation: Expectation | None = None) -> Arrived | Waiting:
+        return self.bucket.look(look(expectation or expected()))
+
+    def close(self) -> None:
+        pass
+
+
+class OnTriggerer:
+    """The same as a triggerer has them: on an event loop of its own."""
+
+    component = TRIGGERER
+
+    def __init__(self, name: str = "bucket", access: AwsAccess = ACCESS, **kwargs) -> None:
+        self.bucket = AsyncBucket(name, access, self.component, **kwargs)
+        self.runner = asyncio.Runner()
+
+    def look(self, expectation: Expectation | None = None) -> Arrived | Waiting:
+        return self.runner.run(self.bucket.look(look(expectation or expected())))
+
+    def close(self) -> None:
+        self.runner.run(self.bucket.__aexit__())
+        self.runner.close()
+
+
+@pytest.fixture(params=[OnWorker, OnTriggerer], ids=[WORKER, TRIGGERER])
+def opened(request) -> Iterator:
+    """Open buckets in one of the two ways."""
+    buckets = []
+
+    def open_bucket(*args, **kwargs):
+        buckets.append(request.param(*args, **kwargs))
+        return buckets[-1]
+
+    yield open_bucket
+    for bucket in buckets:
+        bucket.close()
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, endpoint_url: str, name: str = "DELIVERIES") -> None:
+    monkeypatch.setenv(f"AIRFLOW_CONN_{name}", aws_connection(endpoint_url, SECRET))
+
+
+@pytest.fixture
+def faulty(monkeypatch) -> Iterator[s3.FaultyS3]:
+    with s3.FaultyS3() as server:
+        connect(monkeypatch, server.endpoint_url)
+        yield server
+
+
+@pytest.fixture
+def without_credentials(monkeypatch, tmp_path):
+    """Take away what boto finds in an environment by itself."""
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    for name in ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_ROLE_ARN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def refused(bucket) -> str:
+    with pytest.raises(HealthExConfigurationError) as caught:
+        bucket.look()
+    assert SECRET not in str(caught.value)
+    assert "test-key" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def more_than_a_page(s3_endpoint) -> str:
+    """Return a bucket with 1,003 objects."""
+    client = s3_client(s3_endpoint)
+    client.create_bucket(Bucket="more-than-a-page")
+    for number in range(1_003):
+        client.put_object(Bucket="more-than-a-page", Key=f"d/{number:05}", Body=b"1")
+    return "more-than-a-page"
+
+
+class TestOnARealServer:
+    @pytest.fixture(autouse=True)
+    def _connect(self, bucket, monkeypatch):
+        connect(monkeypatch, bucket.endpoint_url)
+
+    def test_what_was_put_has_arrived(self, opened, bucket):
+        stamp = bucket.put("d/a.json", b"12345")
+        bucket.put("x/b.json")
+        (row,) = opened(bucket.name).look().objects
+        assert (row.key, row.size, row.last_modified) == ("d/a.json", 5, stamp)
+
+    def test_its_times_are_utcs_wherever_the_machine_is(self, opened, bucket, monkeypatch):
+        stamp = bucket.put("d/a.json")
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        try:
+            (row,) = opened(bucket.name).look().objects
+        finally:
+            monkeypatch.delenv("TZ")
+            time.tzset()
+        assert row.last_modified == stamp
+        assert row.last_modified.isoformat().endswith("+00:00")
+
+    def test_its_clock_is_the_servers(self, opened, bucket):
+        bucket.put("d/a.json")
+        verdict = opened(bucket.name).look(expected(quiet_period=3600))
+        assert verdict.reason.startswith("1 fresh object, waiting for 3600 s of quiet (")
+
+    def test_a_look_over_more_than_a_page_gives_all(self, opened, more_than_a_page):
+        assert len(opened(more_than_a_page).look().objects) == 1_003
+
+    def test_one_key_is_told_from_its_longer_namesake(self, opened, bucket):
+        bucket.put("d/a.json.part")
+        assert opened(bucket.name).look(expected("d/a.json")) == Waiting("no objects at d/a.json")
+        bucket.put("d/a.json")
+        assert [row.key for row in opened(bucket.name).look(expected("d/a.json")).objects] == ["d/a.json"]
+
+    def test_one_bucket_looks_again_and_again(self, opened, bucket):
+        watched = opened(bucket.name)
+        assert watched.look() == Waiting("no objects under d/")
+        bucket.put("d/a.json")
+        assert isinstance(watched.look(), Arrived)
+
+    def test_a_missing_bucket_is_refused_by_name(self, opened, bucket):
+        missing = opened("no-such-bucket")
+        assert refused(missing) == (
+            f"S3 refused the {missing.component} listing bucket 'no-such-bucket' with aws_conn_id='deliveries': "
+            "NoSuchBucket; create the bucket, or correct bucket_name."
+        )
+
+    def test_a_bucket_that_vanished_is_refused_although_it_was_listed(self, opened, bucket):
+        watched = opened(bucket.name)
+        watched.look()
+        bucket.client.delete_bucket(Bucket=bucket.name)
+        assert "NoSuchBucket" in refused(watched)
+
+    def test_a_name_that_no_bucket_can_have_is_refused(self, opened, bucket):
+        assert "correct bucket_name" in refused(opened("no bucket"))
+
+    def test_an_object_is_written(self, bucket):
+        Bucket(bucket.name, ACCESS).put("m.jsonl", b"line")
+        assert bucket.client.get_object(Bucket=bucket.name, Key="m.jsonl")["Body"].read() == b"line"
+
+    def test_writing_to_a_missing_bucket_is_refused_by_what_was_done(self, bucket):
+        with pytest.raises(
+            HealthExConfigurationError, match=r"worker writing to bucket 'no-such-bucket'.*NoSuchBucket"
+        ):
+            Bucket("no-such-bucket", ACCESS).put("m.jsonl", b"line")
+
+
+class TestRequests:
+    def test_a_look_lists_and_nothing_else(self, opened, faulty):
+        faulty.script(s3.listing("d/1", token="t/1+2="), s3.listing("d/2"))
+        assert [row.key for row in opened().look().objects] == ["d/1", "d/2"]
+        first, second = faulty.requests
+        assert (first.method, first.path) == ("GET", "/bucket")
+        assert first.query["prefix"] == second.query["prefix"] == "d/"
+        assert "continuation-token" not in first.query
+        assert second.query["continuation-token"] == "t/1+2="
+
+    def test_keys_come_as_they_are(self, opened, faulty):
+        faulty.script(s3.listing("d/a b&c+ü.json"))
+        assert [row.key for row in opened().look().objects] == ["d/a b&c+ü.json"]
+
+    def test_without_a_date_the_local_clock_counts(self, opened, faulty):
+        faulty.script(s3.listing("d/1", modified=datetime.now(timezone.utc) - timedelta(hours=1), date=None))
+        assert isinstance(opened().look(expected(quiet_period=300)), Arrived)
+
+    def test_with_a_date_the_local_clock_does_not(self, opened, faulty):
+        written = datetime(2020, 5, 4, 3, 2, 0, tzinfo=timezone.utc)
+        faulty.script(s3.listing("d/1", modified=written, date="Mon, 04 May 2020 03:02:10 GMT"))
+        verdict = opened().look(expected(quiet_period=300))
+        assert verdict == Waiting("1 fresh object, waiting for 300 s of quiet (290 s left)")
+
+
+@pytest.mark.parametrize("trouble", TRANSIENT)
+class TestWhatPasses:
+    def test_is_waited_for_and_the_next_look_succeeds(self, opened, faulty, trouble):
+        faulty.script(TRANSIENT[trouble], s3.listing("d/1"))
+        watched = opened()
+        verdict = watched.look()
+        assert isinstance(verdict, Waiting)
+        assert verdict.reason.startswith(f"S3 did not answer the {watched.component} ({trouble.partition(' ')[0]}")
+        assert verdict.reason.endswith("), asking again")
+        assert len(faulty.requests) == 1
+        assert [row.key for row in watched.look().objects] == ["d/1"]
+
+    def test_on_a_later_page_is_waited_for_and_the_next_look_begins_anew(self, opened, faulty, trouble):
+        faulty.script(s3.listing("d/1", token="t"), TRANSIENT[trouble], s3.listing("d/2"))
+        watched = opened()
+        assert isinstance(watched.look(), Waiting)
+        assert [row.key for row in watched.look().objects] == ["d/2"]
+        assert "continuation-token" not in faulty.requests[-1].query
+
+
+class TestWhatPassesOnceMore:
+    def test_a_reset_connection(self, opened, faulty):
+        faulty.script([s3.RESET] * 9)  # aiohttp repeats a GET of its own
+        watched = opened()
+        # aiobotocore calls it an EndpointConnectionError.
+        assert re.search(
+            rf"the {watched.component} \((ConnectionClosed|EndpointConnection)Error\)", watched.look().reason
+        )
+        faulty.clear()
+        faulty.script(s3.listing("d/1"))
+        assert isinstance(watched.look(), Arrived)
+
+    def test_a_connection_closed_within_an_answer(self, opened, faulty):
+        faulty.script(s3.CUT_OFF, s3.listing("d/1"))
+        watched = opened()
+        assert watched.look().reason.startswith(f"S3 did not answer the {watched.component} (")
+        assert isinstance(watched.look(), Arrived)
+
+    def test_silence(self, opened, faulty):
+        faulty.script(s3.SILENCE, s3.listing("d/1"))
+        watched = opened(access=IMPATIENT)
+        assert "ReadTimeoutError" in watched.look().reason
+        assert isinstance(watched.look(), Arrived)
+
+    def test_nobody_listening(self, opened, monkeypatch):
+        connect(monkeypatch, s3.closed_port_url())
+        watched = opened()
+        assert (
+            watched.look().reason
+            == f"S3 did not answer the {watched.component} (EndpointConnectionError), asking again"
+        )
+
+    def test_a_server_that_comes_back_elsewhere(self, opened, faulty, monkeypatch):
+        """A new session reads the connection anew, as it must for new credentials."""
+        connect(monkeypatch, s3.closed_port_url())
+        watched = opened()
+        assert isinstance(watched.look(), Waiting)
+        connect(monkeypatch, faulty.endpoint_url)
+        faulty.script(s3.listing("d/1"))
+        assert isinstance(watched.look(), Arrived)
+
+    def test_a_credential_endpoint_that_is_away(self, opened, faulty, without_credentials, monkeypatch):
+        monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
+        monkeypatch.setenv("AIRFLOW_CONN_DELIVERIES", aws_connection(faulty.endpoint_url).replace("test-key", ""))
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", s3.closed_port_url())
+        assert "CredentialRetrievalError" in opened().look().reason
+
+    def test_a_listing_that_failed_has_not_listed(self, opened, faulty):
+        faulty.script(s3.SLOW_DOWN, s3.ACCESS_DENIED)
+        watched = opened()
+        watched.look()
+        assert "AccessDenied" in refused(watched)
+
+
+class TestWhatDoesNotPass:
+    @pytest.mark.parametrize("code", PERMANENT)
+    def test_is_refused_with_who_where_what_and_what_to_do(self, opened, faulty, code):
+        answer, advice = PERMANENT[code]
+        faulty.script(answer)
+        watched = opened()
+        message = refused(watched)
+        assert message.startswith(
+            f"S3 refused the {watched.component} listing bucket 'bucket' with aws_conn_id='deliveries': {code}; "
+        )
+        assert advice in message
+        assert len(faulty.requests) == 1
+
+    @pytest.mark.parametrize("code", sorted(PERMANENT.keys() - {"AccessDenied"}))
+    def test_is_refused_after_a_success_too(self, opened, faulty, code):
+        faulty.script(s3.EMPTY, PERMANENT[code][0])
+        watched = opened()
+        watched.look()
+        assert code in refused(watched)
+
+    def test_a_denial_after_a_success_passes(self, opened, faulty):
+        faulty.script(s3.EMPTY, s3.ACCESS_DENIED, s3.listing("d/1"))
+        watched = opened()
+        watched.look()
+        assert watched.look().reason == f"S3 did not answer the {watched.component} (AccessDenied), asking again"
+        assert isinstance(watched.look(), Arrived)
+
+    def test_a_denial_passes_where_an_earlier_poke_had_listed(self, opened, faulty):
+        faulty.script(s3.ACCESS_DENIED)
+        assert isinstance(opened(listed=True).look(), Waiting)
+
+    def test_a_denial_on_the_second_page_passes_as_the_first_was_listed(self, opened, faulty):
+        faulty.script(s3.listing("d/1", token="t"), s3.ACCESS_DENIED)
+        assert isinstance(opened().look(), Waiting)
+
+    def test_no_credentials(self, opened, faulty, without_credentials, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN_DELIVERIES", aws_connection(faulty.endpoint_url).replace("test-key", ""))
+        message = refused(opened())
+        assert "NoCredentialsError; give it an AWS connection" in message
+        assert faulty.requests == []
+
+    def test_a_connection_that_is_missing_is_refused_by_its_name(self, opened, airflow_database):
+        message = refused(opened(access=replace(ACCESS, aws_conn_id="no_such_connection")))
+        assert "aws_conn_id='no_such_connection'" in message
+        assert "create the connection" in message
+
+    @pytest.mark.parametrize("nameless", [None, "", "aws_default"])
+    def test_a_connection_that_nobody_named_may_be_missing(
+        self, opened, airflow_database, faulty, without_credentials, monkeypatch, nameless
+    ):
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.endpoint_url)
+        faulty.script(s3.listing("d/1"))
+        assert isinstance(opened(access=replace(ACCESS, aws_conn_id=nameless)).look(), Arrived)
+
+    @pytest.mark.parametrize("endpoint_url", ["minio:9000", "127.0.0.1:9000", "not an url"])
+    def test_an_endpoint_that_is_no_url(self, opened, monkeypatch, endpoint_url):
+        connect(monkeypatch, endpoint_url)
+        watched = opened()
+        message = refused(watched)
+        assert message.startswith(f"The {watched.component} can make no S3 client of aws_conn_id='deliveries'")
+        assert "endpoint_url" in message
+
+
+def test_an_error_of_our_own_is_no_matter_of_s3(opened, faulty):
+    watched = opened()
+
+    def broken_steps():
+        yield {"Prefix": "d/"}
+        raise KeyError("a bug")
+
+    watched.look = lambda: (
+        watched.bucket.look(broken_steps())
+        if watched.component == WORKER
+        else watched.runner.run(watched.bucket.look(broken_steps()))
+    )
+    with pytest.raises(KeyError, match="a bug"):
+        watched.look()
+
+
+class TestWriting:
+    @pytest.mark.parametrize("answer", [s3.SLOW_DOWN, s3.RESET], ids=["SlowDown", "reset"])
+    def test_what_passes_is_left_to_who_writes(self, faulty, answer):
+        faulty.script(answer)
+        with pytest.raises((ClientError, ConnectionClosedError)):
+            Bucket("bucket", ACCESS).put("m.jsonl", b"line")
+
+    @pytest.mark.parametrize("listed", [False, True])
+    def test_a_denial_is_refused_although_the_bucket_was_listed(self, faulty, listed):
+        faulty.script(s3.ACCESS_DENIED)
+        with pytest.raises(
+            HealthExConfigurationError, match=r"worker writing to bucket 'bucket'.*AccessDenied.*s3:PutObject"
+        ):
+            Bucket("bucket", ACCESS, listed=listed).put("m.jsonl", b"line")
+
+
+class TestTheAsynchronousClient:
+    @pytest.fixture
+    def nothing_left_open(self, caplog):
+        """Fail where a session or a socket was dropped and not closed."""
+        caplog.set_level(logging.WARNING)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always", ResourceWarning)
+            yield
+            gc.collect()
+        leaks = [str(warning.message) for warning in seen if issubclass(warning.category, ResourceWarning)]
+        leaks += [record.getMessage() for record in caplog.records if "nclosed" in record.getMessage()]
+        assert leaks == []
+
+    @staticmethod
+    def looks(count: int, leave_with: type[Exception] | None = None) -> None:
+        async def run() -> None:
+            async with AsyncBucket("bucket", ACCESS, TRIGGERER) as bucket:
+                for _ in range(count):
+                    await bucket.look(look(expected()))
+                if leave_with:
+                    raise leave_with
+
+        asyncio.run(run())
+
+    def test_it_is_closed_at_the_end(self, faulty, nothing_left_open):
+        self.looks(3)
+
+    def test_it_is_closed_after_trouble_that_passes(self, faulty, nothing_left_open):
+        faulty.script(s3.SLOW_DOWN, s3.RESET, s3.GARBAGE)
+        self.looks(4)
+
+    def test_it_is_closed_after_a_refusal(self, faulty, nothing_left_open):
+        faulty.script(s3.NO_SUCH_BUCKET)
+        with pytest.raises(HealthExConfigurationError):
+            self.looks(1)
+
+    def test_it_is_closed_where_the_trigger_breaks(self, faulty, nothing_left_open):
+        with pytest.raises(RuntimeError):
+            self.looks(1, RuntimeError)
+
+    def test_it_is_closed_where_the_trigger_is_cancelled_in_a_request(self, faulty, nothing_left_open):
+        faulty.script(s3.SILENCE)
+
+        async def run() -> None:
+            async def wait() -> None:
+                async with AsyncBucket("bucket", ACCESS, TRIGGERER) as bucket:
+                    await bucket.look(look(expected()))
+
+            task = asyncio.create_task(wait())
+            while not faulty.requests:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(run())
+
+    def test_a_leak_would_be_seen(self, faulty):
+        """What the tests above rely on."""
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always", ResourceWarning)
+
+            async def run() -> None:
+                await AsyncBucket("bucket", ACCESS, TRIGGERER).look(look(expected()))
+                gc.collect()
+
+            asyncio.run(run())
+        assert any("Unclosed" in str(warning.message) for warning in seen)
+
+    def test_the_client_is_kept_between_looks(self, faulty):
+        async def run() -> None:
+            async with AsyncBucket("bucket", ACCESS, TRIGGERER) as bucket:
+                await bucket.look(look(expected()))
+                client = bucket._client
+                await bucket.look(look(expected()))
+                assert bucket._client is client
+            assert bucket._client is None
+
+        asyncio.run(run())
+
+
+def test_the_server_of_these_tests_closes_its_port():
+    with s3.FaultyS3() as server:
+        host, port = server.endpoint_url.removeprefix("http://").split(":")
+    with pytest.raises(OSError), socket.create_connection((host, int(port)), timeout=1):
+        pass

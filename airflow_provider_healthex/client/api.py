@@ -18,11 +18,13 @@ from airflow_provider_healthex.client.models import (
     ConsentedPatient,
     PatientUpdate,
     consented_patients,
+    harmless,
     parse_json,
 )
 from airflow_provider_healthex.client.pacing import pacer_for
 from airflow_provider_healthex.client.retries import Failure, repeated
 from airflow_provider_healthex.client.settings import ApiKey, ClientSettings
+from airflow_provider_healthex.client.text import clean
 from airflow_provider_healthex.client.token import Minted, check, mint_for, minted, organization
 from airflow_provider_healthex.client.transport import Answer, Transport
 from airflow_provider_healthex.client.verdict import judge, requested_at, unreadable
@@ -131,15 +133,18 @@ class HealthExClient:
         organization_id = self.organization_id
         answer = self._ask(call)
         _compare_clocks(answer)
+        document = parse_json(answer.body)
         update = PatientUpdate.from_answer(
-            parse_json(answer.body),
+            document,
             project_id=project_id,
             patient_id=patient_id,
             organization_id=organization_id,
             requested_at=requested_at(answer),
         )
         if update is None:
-            raise unreadable(call, answer, "not with one of the two documented messages")
+            message = harmless(document.get("message")) if isinstance(document, dict) else None
+            said = clean(message or "nothing readable", self._known_secrets())
+            raise unreadable(call, answer, f"with neither of the two documented messages: {said}")
         return update
 
     def add_patients(

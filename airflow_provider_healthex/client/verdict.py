@@ -22,9 +22,10 @@ from airflow_provider_healthex.exceptions import (
     HealthExUpdateAmbiguousError,
 )
 
-#: With these an update may have started: the service, or a proxy before it, failed in the middle. 503 is one too
-#: unless it has Retry-After: only a service that turned the request away says when to come back.
-AMBIGUOUS = frozenset({500, 502, 504, 520, 524})
+#: With these an update has not started: the request was not understood, or a proxy never reached the service. With
+#: any other 5xx it may have: somebody failed in the middle. 503 with Retry-After is the exception: only a service
+#: that turned the request away says when to come back.
+NOT_STARTED = frozenset({501, 505, 511, 521, 522, 523, 525, 526, 530})
 
 _ASK_WITH_CARE = (
     "HealthEx may have started the update: repeating it may bill a second retrieval. "
@@ -110,7 +111,7 @@ def _refused(call: Call, answer: Answer, secrets: Iterable[str]) -> Failure:
     text = f"{call}: HealthEx answered {status}" + (f": {words}" if words else ".")
     text = text if text.endswith((".", "!", "?", "…")) else f"{text}."
     turned_away = status == 503 and wait is not None
-    if call.repeat is Repeat.BILLED and (status in AMBIGUOUS or (status == 503 and not turned_away)):
+    if call.repeat is Repeat.BILLED and status >= 500 and status not in NOT_STARTED and not turned_away:
         return Failure(
             HealthExUpdateAmbiguousError(
                 f"{text} {_ASK_WITH_CARE}", status_code=status, requested_at=requested_at(answer)

@@ -213,9 +213,7 @@ def _value(path: str, name: str, value: str | None) -> str:
 
 def names_patient(path: str) -> bool:
     """Whether the path has a variable that tells one patient from another."""
-    return any(
-        isinstance(part, Variable) and part.name in _PATIENT_VARIABLES for part in parse_template(path)
-    )
+    return any(isinstance(part, Variable) and part.name in _PATIENT_VARIABLES for part in parse_template(path))
 
 
 def parse_key(path: str, key: str, *, wildcard: bool = False) -> dict[str, str] | None:

@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 
 from airflow_provider_healthex.arguments import one_of
 from airflow_provider_healthex.client import IN_PROGRESS, PatientUpdate
+from airflow_provider_healthex.client.calls import identifier
 from airflow_provider_healthex.client.models import whole_seconds
 from airflow_provider_healthex.client.reasons import patient_action_needed
 from airflow_provider_healthex.exceptions import (
@@ -46,7 +47,8 @@ class HealthExUpdatePatientOperator(BaseOperator):
     :param project_id: the project, default the connection's (templated).
     :param skip_interactive: ``skipInteractive`` of the API; None: not sent.
     :param on_patient_action: what to do when HealthEx answers ``PATIENT_ACTION_NEEDED``: ``fail`` (not retried),
-        ``skip``, or ``return`` the answer, for branching.
+        ``skip``, or ``return`` the answer, for branching. Of a mapped operator, ``return`` it, and let the mapped
+        sensor ``skip``: where one mapped task is skipped, Airflow's default trigger rule skips all of the sensor.
     :param on_ambiguous: what to do when nobody knows whether HealthEx accepted the update: ``fail`` (not retried),
         ``retry`` (Airflow may ask again, which may bill a second retrieval), or ``assume_started``: return it as
         in progress with ``"ambiguous": True``; the sensor tells the truth.
@@ -119,11 +121,15 @@ class HealthExUpdatePatientOperator(BaseOperator):
                     requested_at=lost,
                 )
             )
-        self.log.info("Asking HealthEx to update patient %s", self.patient_id)
+        # All that can fail before anything is sent comes before the journal says that something may have been.
+        patient_id = identifier("patient_id", self.patient_id)
+        project_id = self.hook.resolve_project_id(self.project_id)
+        self.hook.get_conn().check_token()
+        self.log.info("Asking HealthEx to update patient %s", patient_id)
         journal.begin()
         try:
             update = self.hook.update_patient_data(
-                self.patient_id, project_id=self.project_id, skip_interactive=self.skip_interactive
+                patient_id, project_id=project_id, skip_interactive=self.skip_interactive
             )
         except HealthExUpdateAmbiguousError as error:
             journal.lose(error.requested_at)
@@ -178,9 +184,10 @@ class UpdateJournal:
     def __init__(self, store: Any = None, series: int = 0) -> None:
         self._store = store
         self._series = series
+        self._record: dict[str, Any] = {}  # as an earlier try left it
         record = store.get(self.key) if store is not None else None
-        mine = isinstance(record, dict) and record.get("series") == series
-        self._record: dict[str, Any] = record if mine else {}  # as an earlier try left it
+        if isinstance(record, dict) and record.get("series") == series:
+            self._record = record
 
     @classmethod
     def open(cls, context: Context) -> UpdateJournal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
 import re
 import signal
@@ -119,7 +120,8 @@ class Story:
             self.tell(f"HealthEx (sandbox): answered {answer} {details.get('reason') or ''}".rstrip())
         elif event == "delivered" and self._asked_at is not None:
             after = time.monotonic() - self._asked_at
-            self.tell(f"HealthEx (sandbox): delivered {details['key']}, {details['size']:,} bytes, after {after:.0f} s.")
+            what = f"{details['key']}, {details['size']:,} bytes"
+            self.tell(f"HealthEx (sandbox): delivered {what}, after {after:.0f} s.")
 
     def read(self, line: str) -> None:
         """Tell what a line of Airflow's log says, if it is part of the story."""
@@ -145,7 +147,7 @@ class Story:
             reason = f": {self._failure.strip()}" if self._failure else "."
             self.tell(f"The run did not succeed{reason} HealthEx was asked {times}.")
         print(
-            f"\nThe whole log:       {log}\n"
+            f"\nThe whole log:       {os.path.relpath(log)}\n"
             "The DAG:             example_dags/refresh_patient.py\n"
             "In Airflow's UI:     make airflow\n"
             "Other outcomes:      .venv/bin/healthex-sandbox patients, then\n"
@@ -170,13 +172,13 @@ def serve_ui(options: argparse.Namespace) -> int:
         log = home.path / "standalone.log"
         with log.open("w") as file, home.start("standalone", stdout=file, stderr=subprocess.STDOUT) as process:
             if not _wait_until_healthy(url, process, ended):
-                print(f"Airflow did not start; see {log}", file=sys.stderr)
+                print(f"Airflow did not start; see {os.path.relpath(log)}", file=sys.stderr)
                 return 1
             print(
                 f"\nAirflow:    {url}   (Ctrl-C ends it)\n"
                 f"Trigger:    {url}/dags/refresh_patient   bucket {sandbox.bucket}, path {sandbox.path}\n"
                 f"Sandbox:    {sandbox.api_url}/_sandbox/state\n"
-                f"Log:        {log}\n\n{patients.table()}",
+                f"Log:        {os.path.relpath(log)}\n\n{patients.table()}",
                 flush=True,
             )
             while ended.empty() and process.poll() is None:

@@ -52,6 +52,17 @@ if TYPE_CHECKING:
 
 ON_PATIENT_ACTION = ("fail", "skip", "wait")
 MAX_KEYS = 1_000
+
+_BY_TIME = "arrival is decided by the objects' times; use min_objects, marker or quiet_period"
+_BY_KIND = "what passes is waited for and what doesn't fails, in every mode; soft_fail skips a timeout"
+_REFUSED_ARGUMENTS = {
+    "check_fn": _BY_TIME,
+    "use_regex": _BY_TIME,
+    "metadata_keys": _BY_TIME,
+    "silent_fail": _BY_KIND,
+    "never_fail": _BY_KIND,
+}
+
 #: Seconds after the deadline at which Airflow ends the wait, should no triggerer do so.
 DEFERRAL_GRACE = 60
 
@@ -67,7 +78,8 @@ class HealthExDataArrivalSensor(S3KeySensor):
     nothing has changed, nothing may come.
 
     It is an :class:`S3KeySensor` with its AWS parameters, but takes another decision: ``check_fn``, ``use_regex``
-    and ``metadata_keys`` are refused. Poke, reschedule and deferred mode decide alike.
+    and ``metadata_keys`` are refused. So are ``silent_fail`` and ``never_fail``, which would hide what must be seen.
+    Poke, reschedule and deferred mode decide alike.
 
     :param bucket_key: where HealthEx delivers (templated): a string, or a list in one bucket, or ``s3://`` URLs. May
         contain ``{orgId}``, ``{projectId}``, ``{healthexPatientId}``, ``{externalId}``, for HealthEx's delivery
@@ -139,12 +151,9 @@ class HealthExDataArrivalSensor(S3KeySensor):
         timeout: timedelta | float = 6 * 60 * 60,
         **kwargs: Any,
     ) -> None:
-        for name in ("check_fn", "use_regex", "metadata_keys"):
+        for name, reason in _REFUSED_ARGUMENTS.items():
             if kwargs.pop(name, None):
-                raise HealthExConfigurationError(
-                    f"{type(self).__name__} takes no {name}: arrival is decided by the objects' times. "
-                    "Use min_objects, marker or quiet_period."
-                )
+                raise HealthExConfigurationError(f"{type(self).__name__} takes no {name}: {reason}.")
         super().__init__(
             bucket_key=bucket_key,
             bucket_name=bucket_name,
@@ -174,6 +183,7 @@ class HealthExDataArrivalSensor(S3KeySensor):
         self.manifest_key = manifest_key
         self._delivery: _Delivery | None = None
         self._deadline: float | None = None
+        self._last_seen = "nothing"
 
     def execute(self, context: Context) -> Any:
         """Wait, here or on the triggerer."""
@@ -185,6 +195,8 @@ class HealthExDataArrivalSensor(S3KeySensor):
             if found:
                 return found.xcom_value
             return self._defer_until(started + self.timeout)
+        except AirflowSensorTimeout:
+            self._time_out(self._last_seen)
         except (HealthExConfigurationError, HealthExPatientActionNeeded) as error:
             # Neither a retry nor soft_fail: what can't be mended by waiting must be seen.
             raise AirflowFailException(str(error)) from error
@@ -203,6 +215,7 @@ class HealthExDataArrivalSensor(S3KeySensor):
         verdict = delivery.bucket.look(look(delivery.expectation))
         if isinstance(verdict, Arrived):
             return PokeReturnValue(True, self._conclude(verdict, delivery, context))
+        self._last_seen = verdict.reason
         left = self._deadline - time.time() if self._deadline else None
         self.log.info(waiting_line(delivery.name, verdict.reason, left))
         return PokeReturnValue(False)

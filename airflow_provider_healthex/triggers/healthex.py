@@ -41,7 +41,7 @@ class HealthExDataArrivalTrigger(BaseTrigger):
         poke_interval: float,
         aws: Mapping[str, Any],
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bucket_name = bucket_name
         self.expectation = Expectation.from_dict(expectation)
         self.waiting_for = waiting_for
@@ -75,15 +75,17 @@ class HealthExDataArrivalTrigger(BaseTrigger):
     async def _wait(self) -> tuple[str, str]:
         async with AsyncBucket(self.bucket_name, self.aws, TRIGGERER) as bucket:
             while True:
+                # The worker has just looked. Besides, Airflow fails tasks whose triggers fire at once: its scheduler
+                # may read the worker's "done, deferred" after the resumed task has started (apache/airflow#72716).
+                left = max(0, self.deadline - time.time())
+                await asyncio.sleep(min(self.poke_interval, left))
                 last = time.time() >= self.deadline
                 verdict = await bucket.look(look(self.expectation))
                 if isinstance(verdict, Arrived):
                     return ARRIVED, ""
-                left = self.deadline - time.time()
-                self.log.info(waiting_line(self.waiting_for, verdict.reason, left))
+                self.log.info(waiting_line(self.waiting_for, verdict.reason, self.deadline - time.time()))
                 if last:
                     return TIMED_OUT, verdict.reason
-                await asyncio.sleep(max(0, min(self.poke_interval, left)))
 
 
 def waiting_line(waiting_for: str, reason: str, seconds_left: float | None) -> str:

@@ -13,6 +13,7 @@ from airflow_provider_healthex.exceptions import (
     HealthExNotFoundError,
     HealthExPermissionError,
     HealthExRequestError,
+    HealthExUpdateAmbiguousError,
 )
 
 from .loopback import PATIENT, PROJECT, STARTED, Reply, Service, says, status
@@ -48,6 +49,16 @@ def test_any_2xx_is_a_success(service: Service, client: HealthExClient, code: in
     assert (update.project_id, update.patient_id, update.organization_id) == (PROJECT, PATIENT, "org-7")
     assert update.needs_patient
     assert update.patient_action_needed_reason == "CONSENT_EXPIRED"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [({"message": "QUEUED"}, "QUEUED"), ({"message": "{{ 7 }}"}, "UNRECOGNIZED"), ({}, "nothing readable")],
+)
+def test_an_undocumented_message_is_named(service: Service, client: HealthExClient, answer: Any, said: str) -> None:
+    service.answers(says(answer))
+    with pytest.raises(HealthExUpdateAmbiguousError, match=f"documented messages: {said}"):
+        client.update_patient(PROJECT, PATIENT)
 
 
 def test_the_baseline_follows_the_services_clock_and_a_skew_is_logged(

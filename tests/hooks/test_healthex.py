@@ -116,7 +116,7 @@ def test_verify_is_off_for_this_machine_only():
 
 
 def test_a_missing_connection_says_how_to_make_it():
-    with pytest.raises(HealthExConfigurationError, match="no Airflow connection 'nowhere'.*type HealthEx"):
+    with pytest.raises(HealthExConfigurationError, match=r"no Airflow connection 'nowhere'.*type HealthEx"):
         HealthExHook("nowhere").update_patient_data("patient")
 
 

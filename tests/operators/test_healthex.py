@@ -117,6 +117,7 @@ class TestPatientAction:
         (patients.PROJECT_PAUSED, HealthExRequestError),
         ("", HealthExConfigurationError),
         ("..", HealthExConfigurationError),
+        ("two\nlines", HealthExConfigurationError),
     ],
 )
 def test_what_asking_again_cannot_mend_fails_for_good(healthex_sandbox, patient, error):
@@ -161,7 +162,7 @@ def test_a_dead_service_is_left_to_airflows_retry(healthex_sandbox, monkeypatch)
     connection = {"conn_type": "healthex", "host": "http://127.0.0.1:9", "password": "token"}
     monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", json.dumps(connection))
     monkeypatch.setattr("airflow_provider_healthex.client.retries.TRIES", 1)
-    with pytest.raises(HealthExConnectionError, match="127.0.0.1:9"):
+    with pytest.raises(HealthExConnectionError, match=r"127\.0\.0\.1:9"):
         run(operator(project_id="project"))
 
 
@@ -247,6 +248,18 @@ class TestDurable:
             run(operator(), store)
         assert run(operator(), store)["message"] == "IN_PROGRESS_NO_ACTION_NEEDED"
         assert healthex_sandbox.accepted(patients.IN_PROGRESS) == 1
+
+    def test_what_fails_before_anything_is_sent_is_not_taken_for_asked(self, healthex_sandbox, monkeypatch):
+        store = Store()
+        task = operator()
+
+        def secrets_backend_is_away(*args):
+            raise RuntimeError("away")
+
+        monkeypatch.setattr(type(task.hook), "get_connection", secrets_backend_is_away)
+        with pytest.raises(RuntimeError):
+            run(task, store)
+        assert store.values == {}
 
     def test_switched_off_nothing_is_kept(self, healthex_sandbox):
         store = Store()

@@ -524,5 +524,5 @@ def _first_reschedule(context: Context) -> datetime | None:
 def _read_event(event: Mapping[str, Any] | None) -> tuple[str, str]:
     status = event.get("status") if isinstance(event, Mapping) else None
     if status not in (ARRIVED, TIMED_OUT, REFUSED):
-        raise HealthExError(f"The trigger ended without a usable event ({status!r}); a retry waits on.")
+        raise HealthExError(f"The wait on the triggerer broke, see its log ({event!r}); a retry waits on.")
     return str(status), str((event or {}).get("message") or "")

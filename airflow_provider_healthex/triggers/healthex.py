@@ -12,10 +12,11 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_healthex.delivery import Arrived, Expectation
 from airflow_provider_healthex.delivery.listing import look
+from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.s3 import TRIGGERER, AsyncBucket, AwsAccess
 
-#: What an event's ``status`` can be.
-ARRIVED, TIMED_OUT, REFUSED = "arrived", "timed_out", "refused"
+#: What an event's ``status`` can be: S3 refused for good, or this code has a defect, which a retry may pass.
+ARRIVED, TIMED_OUT, REFUSED, BROKEN = "arrived", "timed_out", "refused", "broken"
 
 
 class HealthExDataArrivalTrigger(BaseTrigger):
@@ -65,11 +66,14 @@ class HealthExDataArrivalTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until something is decided."""
+        # Raising would come back as a TaskDeferralError, which soft_fail turns into a skip.
         try:
             status, message = await self._wait()
+        except HealthExConfigurationError as error:
+            status, message = REFUSED, str(error)
         except Exception as error:
-            # Raising would come back as a TaskDeferralError, which soft_fail turns into a skip.
-            status, message = REFUSED, str(error) or type(error).__name__
+            self.log.exception("The wait broke")
+            status, message = BROKEN, type(error).__name__
         yield TriggerEvent({"status": status, "message": message})
 
     async def _wait(self) -> tuple[str, str]:

@@ -6,13 +6,20 @@ import json
 import threading
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
-from support import MODES, Bucket, context_of, run_sensor, s3_client, utc_now
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    Asset,
+)
+from s3_faults import EXPIRED_TOKEN, RESET, SLOW_DOWN, FaultyS3, listing, refusal
+from support import MODES, Bucket, aws_connection, context_of, run_sensor, s3_client, utc_now
 
-from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExPatientActionNeeded
+from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError, HealthExPatientActionNeeded
 from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
 
 PATH = "d/{projectId}/{healthexPatientId}/"
@@ -349,6 +356,70 @@ class TestAirflowEndsTheDeferral:
     def test_soft_fail_skips_it(self, bucket, error):
         with pytest.raises(AirflowSkipException):
             sensor(bucket, "deferred", soft_fail=True).resume_execution("__fail__", {"error": error}, {})
+
+
+@pytest.mark.parametrize("event", [None, {"status": "broken", "message": "ZeroDivisionError"}, {"status": "running"}])
+def test_an_event_that_says_nothing_is_left_to_airflows_retry(bucket, event):
+    with pytest.raises(HealthExError, match="a retry waits on") as caught:
+        sensor(bucket, "deferred", soft_fail=True).execute_complete({}, event=event, deadline=0)
+    assert not isinstance(caught.value, HealthExConfigurationError)
+
+
+@pytest.mark.parametrize("mode", MODES)
+class TestTrouble:
+    """With botocore's own repetition off, so that each refusal is seen."""
+
+    @pytest.fixture
+    def s3(self, monkeypatch):
+        with FaultyS3() as server:
+            monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", aws_connection(server.endpoint_url))
+            yield server
+
+    @staticmethod
+    def waiting(mode, **changes):
+        bucket = Bucket("bucket", "", None)
+        config = {"retries": {"total_max_attempts": 1}, "connect_timeout": 2, "read_timeout": 2}
+        return sensor(bucket, mode, botocore_config=config, **changes)
+
+    def test_a_503_and_a_reset_in_the_middle_of_the_wait_change_nothing(self, s3, mode):
+        key, old = "d/project-1/patient-1/a.json", utc_now() - timedelta(days=30)
+        s3.script(listing(key, modified=old), SLOW_DOWN, RESET, listing(key), listing(key))
+        assert run_sensor(self.waiting(mode)).result["keys"] == [key]
+
+    def test_a_503_at_first_changes_nothing(self, s3, mode):
+        key = "d/project-1/patient-1/a.json"
+        s3.script(SLOW_DOWN, listing(key), listing(key))
+        assert run_sensor(self.waiting(mode)).result["keys"] == [key]
+
+    def test_expired_credentials_are_waited_for(self, s3, mode):
+        key = "d/project-1/patient-1/a.json"
+        s3.script(EXPIRED_TOKEN, listing(key), listing(key))
+        assert run_sensor(self.waiting(mode)).result["keys"] == [key]
+
+    @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
+    def test_a_refusal_at_first_fails_for_good_with_soft_fail_too(self, s3, mode, code):
+        s3.script(refusal(403, code))
+        with pytest.raises(AirflowFailException, match=f"worker listing bucket 'bucket'.*{code}"):
+            run_sensor(self.waiting(mode, soft_fail=True))
+        assert len(s3.requests) == 1
+
+
+def test_outlets_are_told_counts_and_times_and_neither_keys_nor_ids(bucket):
+    bucket.put("d/project-1/patient-1/a.json", b"12")
+    asset = Asset("s3://research/refreshed")
+    waiting = sensor(bucket, outlets=[asset])
+    context = context_of(waiting)
+    context["outlet_events"] = {asset: SimpleNamespace(extra={})}
+
+    result = run_sensor(waiting, context=context).result
+
+    assert context["outlet_events"][asset].extra == {
+        "object_count": 1,
+        "total_bytes": 2,
+        "since": result["since"],
+        "first_modified": result["first_modified"],
+        "last_modified": result["last_modified"],
+    }
 
 
 def test_a_trigger_that_broke_is_no_skip(bucket):

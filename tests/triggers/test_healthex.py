@@ -1,0 +1,99 @@
+"""What the triggerer does, and what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from datetime import timedelta
+
+import pytest
+from support import run_trigger, utc_now
+
+from airflow_provider_healthex.delivery import Expectation, expand
+from airflow_provider_healthex.triggers.healthex import HealthExDataArrivalTrigger, waiting_line
+
+
+def trigger(bucket_name, **changes):
+    target = expand("d/{healthexPatientId}/", {"healthexPatientId": "patient-1"})
+    expectation = Expectation(targets=(target,), since=utc_now() - timedelta(minutes=1), quiet_period=0)
+    arguments = {
+        "bucket_name": bucket_name,
+        "expectation": expectation.to_dict(),
+        "waiting_for": "patient patient-1",
+        "deadline": time.time() + 20,
+        "poke_interval": 0.2,
+        "aws": {"aws_conn_id": "aws_default"},
+        **changes,
+    }
+    return HealthExDataArrivalTrigger(**arguments)
+
+
+def test_another_triggerer_goes_on_with_the_same_arguments():
+    one = trigger("bucket")
+    path, kwargs = one.serialize()
+    assert path == "airflow_provider_healthex.triggers.healthex.HealthExDataArrivalTrigger"
+    again = HealthExDataArrivalTrigger(**json.loads(json.dumps(kwargs)))
+    assert again.serialize() == one.serialize()
+
+
+def test_a_delivery_is_told_in_few_words(bucket):
+    bucket.put("d/patient-1/a.json")
+    assert run_trigger(trigger(bucket.name)) == {"status": "arrived", "message": ""}
+
+
+def test_a_restarted_triggerer_keeps_the_deadline(bucket):
+    late = trigger(bucket.name, deadline=time.time() - 60, poke_interval=3600)
+    assert run_trigger(late) == {"status": "timed_out", "message": "no objects under d/{healthexPatientId}/"}
+
+
+def test_there_is_a_last_look_at_the_deadline(bucket):
+    bucket.put("d/patient-1/a.json")
+    assert run_trigger(trigger(bucket.name, deadline=time.time() - 60))["status"] == "arrived"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bucket_name": "no-such-bucket"}, "triggerer listing bucket 'no-such-bucket'"),
+        ({"aws": {"aws_conn_id": "nowhere"}}, "AirflowNotFoundException; create the connection"),
+    ],
+)
+def test_what_is_refused_for_good_is_an_event_and_no_exception(bucket, changes, message):
+    event = run_trigger(trigger(**{"bucket_name": bucket.name, **changes}))
+    assert event["status"] == "refused"
+    assert message in event["message"]
+
+
+def test_a_defect_is_an_event_that_a_retry_may_pass(bucket, monkeypatch):
+    def broken(*args):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("airflow_provider_healthex.triggers.healthex.look", broken)
+    assert run_trigger(trigger(bucket.name)) == {"status": "broken", "message": "ZeroDivisionError"}
+
+
+def test_it_ends_at_once_when_the_triggerer_does(bucket):
+    async def cancel_while_waiting():
+        run = trigger(bucket.name, poke_interval=3600, deadline=time.time() + 3600).run()
+        waiting = asyncio.ensure_future(anext(run))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(cancel_while_waiting())
+
+
+@pytest.mark.parametrize(
+    ("left", "line"),
+    [
+        (None, "Waiting for x: why"),
+        (0, "Waiting for x: why; 0:00:00 until the timeout"),
+        (-5, "Waiting for x: why; 0:00:00 until the timeout"),
+        (3_599.6, "Waiting for x: why; 1:00:00 until the timeout"),
+        (21_600, "Waiting for x: why; 6:00:00 until the timeout"),
+    ],
+)
+def test_the_log_says_how_long_still(left, line):
+    assert waiting_line("x", "why", left) == line

@@ -1,0 +1,73 @@
+"""The README says what the code does."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_healthex.get_provider_info import CONN_FIELDS
+from airflow_provider_healthex.operators.healthex import HealthExUpdatePatientOperator
+from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_its_dag_is_the_example():
+    example = (ROOT / "example_dags/refresh_patient.py").read_text()
+    body = example.split('"""', 2)[2].strip()
+    assert body in README
+
+
+@pytest.mark.parametrize("block", re.findall(r"```json\n(.*?)```", README, re.DOTALL))
+def test_its_json_is_json(block):
+    json.loads(block)
+
+
+@pytest.mark.parametrize("operator", [HealthExUpdatePatientOperator, HealthExDataArrivalSensor])
+def test_it_names_every_parameter(operator):
+    for name in inspect.signature(operator.__init__).parameters:
+        if name not in ("self", "kwargs"):
+            assert f"`{name}`" in README, name
+
+
+def test_it_names_every_field_of_the_connection():
+    for name in CONN_FIELDS:
+        assert f"`{name}`" in README, name
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, re.MULTILINE))
+def test_its_make_targets_exist(target):
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_its_links_lead_somewhere():
+    headings = {
+        re.sub(r"[^\w -]", "", line.lstrip("# ")).strip().lower().replace(" ", "-")
+        for line in README.splitlines()
+        if line.startswith("#")
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif "://" not in target:
+            assert (ROOT / target.partition("#")[0]).exists(), target
+
+
+def test_no_committed_file_names_a_package_registry_or_a_machines_path():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    forbidden = re.compile("py" + r"pi\.org|pythonhosted|/work/" + "main|/root/|registry" + r"\.npm")
+    found = []
+    for name in tracked.stdout.split():
+        file = ROOT / name
+        if file.is_file() and file.suffix not in (".png",) and forbidden.search(file.read_text(errors="replace")):
+            found.append(name)
+    assert found == []

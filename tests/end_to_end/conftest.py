@@ -70,7 +70,8 @@ class RunningAirflow:
 @pytest.fixture(scope="session")
 def real_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAirflow]:
     path = tmp_path_factory.mktemp("standalone")
-    with Sandbox(delay=3) as sandbox:
+    # Longer than a slow machine takes from one task to the next, so that there is something to wait for.
+    with Sandbox(delay=12) as sandbox:
         port = free_port()
         home = AirflowHome(
             path,

@@ -10,6 +10,16 @@ if TYPE_CHECKING:
 class HealthExError(Exception):
     """The base of every error this package raises of its own."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # pickle would call the class with the message alone, and some need keywords.
+        return _remade, (type(self), self.args, dict(vars(self)))
+
+
+def _remade(kind: type[HealthExError], args: tuple[object, ...], attributes: dict[str, object]) -> HealthExError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(attributes)
+    return error
+
 
 class HealthExConfigurationError(HealthExError, ValueError):
     """A connection or an argument can't be used as it is; the same call fails again until it is changed."""

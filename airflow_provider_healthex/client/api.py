@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow_provider_healthex.client.calls import LONG, Call, Repeat, flag, identifier, json_body
+from airflow_provider_healthex.client.calls import LONG, Call, Repeat, flag, identifier, json_body, text
 from airflow_provider_healthex.client.clocks import TOLERATED_SKEW, skew
 from airflow_provider_healthex.client.models import (
     CONSENT_TYPE,
@@ -221,7 +221,7 @@ class HealthExClient:
             "/v1/projects/{projectId}/link",
             ids={"projectId": identifier("project_id", project_id)},
             repeat=Repeat.SAFE,
-            body=json_body({"externalId": identifier("external_id", external_id)}),
+            body=json_body({"externalId": text("external_id", external_id)}),
             private=(external_id,),
             accept="application/json, text/plain",
         )

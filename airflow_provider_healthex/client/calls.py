@@ -70,21 +70,34 @@ class Call:
         return f"{self.method} {self.template}" + (f" ({ids})" if ids else "")
 
 
-def identifier(name: str, value: object) -> str:
+def text(name: str, value: object) -> str:
     """
-    Return an id that stays within one segment of a path.
+    Return a text for a body.
 
-    Dot segments are refused rather than quoted: HTTP libraries and servers resolve ``%2E%2E`` too.
-
-    :raises HealthExConfigurationError: it is no text, empty, a dot segment, or has control characters.
+    :raises HealthExConfigurationError: it is no text, empty, or has control characters; it isn't repeated.
     """
     if not isinstance(value, str):
         raise HealthExConfigurationError(f"{name} must be text, not {type(value).__name__}")
     if not value.strip():
         raise HealthExConfigurationError(f"{name} is empty")
-    if value in (".", "..") or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
-        raise HealthExConfigurationError(f"{name} {value!r} can't be an id of HealthEx: check where it comes from")
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
+        raise HealthExConfigurationError(f"{name} has control characters: check where it comes from")
     return value
+
+
+def identifier(name: str, value: object) -> str:
+    """
+    Return an id of HealthEx's that stays within one segment of a path.
+
+    Slashes and dot segments are refused rather than quoted: HTTP libraries resolve ``%2E%2E``, and servers and
+    proxies ``%2F``.
+
+    :raises HealthExConfigurationError: it is no text, empty, or has a slash, a backslash, ``..`` or control characters.
+    """
+    id_ = text(name, value)
+    if id_ == "." or any(part in id_ for part in ("/", "\\", "..")):
+        raise HealthExConfigurationError(f"{name} {id_!r} can't be an id of HealthEx: check where it comes from")
+    return id_
 
 
 def flag(name: str, value: object) -> dict[str, bool]:

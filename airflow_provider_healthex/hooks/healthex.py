@@ -184,11 +184,11 @@ class HealthExHook(BaseHook):
         try:
             self._client.check_token()
             self._client.capability_statement()
+            organization = self._client.organization_id
         except HealthExError as error:
             return False, str(error)
         except Exception as error:
             return False, f"{type(error).__name__}: the connection could not be tested"
-        organization = self._client.organization_id
         return True, "HealthEx answered" + (f" for organization {organization}" if organization else "")
 
 
@@ -231,12 +231,12 @@ def _base_url(connection: Connection, *, allow_http: bool) -> str:
         port = parts.port or connection.port or None
     except ValueError as error:
         raise _bad_host(name, host) from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
         raise _bad_host(name, host)
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         if not allow_http:
             raise HealthExConfigurationError(
-                f"The host of connection {name!r} is {host!r}: the token would travel unencrypted. Use https://. "
+                f"The host of connection {name!r} is {_shown(host)}: the token would travel unencrypted. Use https://. "
                 "For a test system, set 'allow_http': true in Extra."
             )
         log.warning("Connection %r sends its token unencrypted to %s, as allow_http permits", name, parts.hostname)
@@ -246,8 +246,14 @@ def _base_url(connection: Connection, *, allow_http: bool) -> str:
 
 def _bad_host(name: str, host: str) -> HealthExConfigurationError:
     return HealthExConfigurationError(
-        f"The host of connection {name!r} is {host!r}, which is no base URL. Write it like {DEFAULT_HOST}."
+        f"The host of connection {name!r} is {_shown(host)}, which is no base URL. Write it like {DEFAULT_HOST}."
     )
+
+
+def _shown(host: str) -> str:
+    """Return a host for a message, without the password that somebody may have put before it."""
+    _, at, rest = host.rpartition("@")
+    return repr(f"***@{rest}" if at else host)
 
 
 def _is_loopback(hostname: str) -> bool:

@@ -56,10 +56,19 @@ class AirflowHome:
             raise RuntimeError(f"airflow {' '.join(arguments)} failed:\n{(done.stdout + done.stderr)[-4000:]}")
 
     def migrate(self, *, afresh: bool = False) -> None:
-        """Make the metadata database, or bring it up to date."""
+        """
+        Make the metadata database, or bring it up to date.
+
+        :param afresh: begin with an empty home.
+        :raises ValueError: where the folder holds files that no home of the sandbox's made.
+        """
+        mark = self.path / ".healthex-sandbox"
+        if not mark.exists() and any(self.path.iterdir()):
+            raise ValueError(f"{self.path} is not empty, and was not made by the sandbox: give another folder.")
         if afresh:
             shutil.rmtree(self.path)
             self.path.mkdir(parents=True)
+        mark.touch()
         self.run("db", "migrate")
 
     def add_connections(self, connections: Mapping[str, Mapping[str, Any]]) -> None:

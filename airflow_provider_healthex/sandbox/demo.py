@@ -8,6 +8,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -47,6 +48,9 @@ def main(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nStopped; nothing is left running.")
         return 130
+    except (RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def _variables(sandbox: Sandbox) -> dict[str, str]:
@@ -158,6 +162,9 @@ class Story:
 
 def serve_ui(options: argparse.Namespace) -> int:
     """Run ``airflow standalone`` with the sandbox behind it until Ctrl-C."""
+    if not _is_free(options.port):
+        print(f"Port {options.port} is taken: end what uses it, or give --port.", file=sys.stderr)
+        return 1
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: ended.put(number))
@@ -185,6 +192,16 @@ def serve_ui(options: argparse.Namespace) -> int:
                 time.sleep(0.2)
     print("Stopped; nothing is left running.")
     return 0
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _ui_settings(port: int) -> dict[str, str]:

@@ -39,13 +39,8 @@ def wire() -> Any:
     ("patient_id", "segment"),
     [
         (PATIENT, PATIENT),
-        ("a/b", "a%2Fb"),
         ("a%2Fb", "a%252Fb"),
         ("%2E%2E", "%252E%252E"),
-        ("a/../b", "a%2F..%2Fb"),
-        ("../../link", "..%2F..%2Flink"),
-        ("a\\..\\b", "a%5C..%5Cb"),
-        ("...", "..."),
         ("a b", "a%20b"),
         ("é✓", "%C3%A9%E2%9C%93"),
         ("a?b=c", "a%3Fb%3Dc"),
@@ -53,7 +48,6 @@ def wire() -> Any:
         ("a;b", "a%3Bb"),
         ("$a:b@c&d+e", "%24a%3Ab%40c%26d%2Be"),
         ("{projectId}", "%7BprojectId%7D"),
-        ("http://evil.example", "http%3A%2F%2Fevil.example"),
         ("~_.-", "~_.-"),
     ],
 )
@@ -65,7 +59,13 @@ def test_an_id_stays_one_segment_over_the_wire(wire: Any, patient_id: str, segme
     assert lines == [f"POST {path} HTTP/1.1".encode()]
 
 
-@pytest.mark.parametrize("value", [".", "..", "", "  ", None, 7, b"a", ["a"], "a\nb", "a\x00", "\x7f", "\ud800"])
+TEXTS = [".", "..", "", "  ", "a\nb", "a\x00", "\x7f", "\ud800"]
+PATHS = ["a/b", "a/../b", "../../link", "/", "a\\..\\b", "...", "http://evil.example"]
+
+
+@pytest.mark.parametrize(
+    "value", [".", "..", "", "  ", None, 7, b"a", ["a"], "a\nb", "a\x00", "\x7f", "\ud800", *PATHS]
+)
 @pytest.mark.parametrize("name", ["project_id", "patient_id"])
 def test_an_unusable_id_is_refused_before_anything_is_sent(wire: Any, name: str, value: Any) -> None:
     url, lines = wire
@@ -79,7 +79,7 @@ def test_an_unusable_id_is_refused_before_anything_is_sent(wire: Any, name: str,
 
 
 def test_an_id_is_returned_as_it_is() -> None:
-    assert identifier("patient_id", " é/") == " é/"
+    assert identifier("patient_id", " é~") == " é~"
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, float("nan"), b"x"])

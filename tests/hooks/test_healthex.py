@@ -60,6 +60,13 @@ def test_what_is_no_base_url_is_refused(host):
         settings(host=host)
 
 
+@pytest.mark.parametrize("host", ["https://u:secret-word@x.org", "u:secret-word@x.org", "http://:secret-word@x.org"])
+def test_a_password_in_the_host_is_refused_and_not_repeated(host):
+    with pytest.raises(HealthExConfigurationError) as caught:
+        settings(host=host)
+    assert "secret-word" not in str(caught.value)
+
+
 def test_http_is_refused_off_this_machine():
     with pytest.raises(HealthExConfigurationError, match="unencrypted"):
         settings(host="http://api.example.org")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
-from airflow_provider_healthex.delivery import Arrived, Expectation, Waiting, expand
-from airflow_provider_healthex.delivery.listing import look
+from airflow_provider_healthex.delivery.cohort import CohortExpectation, CohortWait, Member
+
+from airflow_provider_healthex.delivery import Expectation, expand
+from airflow_provider_healthex.delivery.listing import Look, look
 from airflow_provider_healthex.sandbox.s3 import s3_client
 from benchmarks.bucket import CREDENTIALS, NAME, ListedBucket
 from benchmarks.report import Report
+from benchmarks.servers import patient_ids
 
 TARGET = 0.10
 
@@ -36,21 +41,29 @@ def run(objects: int = 100_000, rounds: int = 3) -> Report:
         "all of them fresh, by a glob over the key": (now - timedelta(hours=1), _FOLDER + "*.json", True),
     }
     rows, shares = [], []
+
+    def note(case: str, measured: Sequence[tuple[float, float]]) -> None:
+        listing, deciding = (statistics.median(column) for column in zip(*measured, strict=True))
+        shares.append(deciding / listing)
+        rows.append((case, f"{listing:.2f}", f"{deciding:.3f}", f"{shares[-1]:.1%}"))
+
     for case, (modified, path, wildcard) in cases.items():
         expectation = Expectation((expand(path, _VALUES, wildcard=wildcard),), since)
-        listing, deciding = zip(*(_measure(objects, modified, expectation) for _ in range(rounds)), strict=True)
-        shares.append(statistics.median(deciding) / statistics.median(listing))
-        rows.append(
-            (
-                case,
-                f"{statistics.median(listing):.2f}",
-                f"{statistics.median(deciding):.3f}",
-                f"{shares[-1]:.1%}",
-            )
-        )
+        folder = expectation.targets[0].prefix
+        keys = [f"{folder}{number:06}.json" for number in range(objects)]
+        note(f"one patient's, {case}", [_measure(keys, modified, partial(look, expectation)) for _ in range(rounds)])
+    patients = patient_ids(min(1000, objects))
+    keys = [
+        f"d/project-bench/{each}/{number:04}.json" for each in patients for number in range(objects // len(patients))
+    ]
+    members = tuple(Member(patient_id, 0) for patient_id in patients)
+    for case, modified in (("fresh", now - timedelta(hours=1)), ("of earlier deliveries", now - timedelta(days=30))):
+        cohort = CohortExpectation(_FOLDER, {"projectId": "project-bench"}, since, members)
+        measured = [_measure(keys, modified, CohortWait(cohort).look) for _ in range(rounds)]
+        note(f"{len(patients):,} patients', all of them {case}", measured)
     return Report(
         name="deciding",
-        question=f"Deciding arrival over {objects:,} rows of one patient's folder, and listing them with boto3.",
+        question=f"Deciding arrival over {objects:,} rows of a listing, and making that listing with boto3.",
         ratio=f"{max(shares):.1%} of the time boto3 takes to list, at most",
         target=f"at most {TARGET:.0%}",
         met=max(shares) <= TARGET,
@@ -60,27 +73,23 @@ def run(objects: int = 100_000, rounds: int = 3) -> Report:
     )
 
 
-def _measure(objects: int, modified: datetime, expectation: Expectation) -> tuple[float, float]:
-    folder = expectation.targets[0].prefix
-    with ListedBucket({f"{folder}{number:06}.json": modified for number in range(objects)}) as bucket:
+def _measure(keys: list[str], modified: datetime, start: Callable[[], Look[Any]]) -> tuple[float, float]:
+    """Return the seconds that listing these objects takes, and deciding on the pages."""
+    with ListedBucket(dict.fromkeys(keys, modified)) as bucket:
         client = s3_client(bucket.url, CREDENTIALS)
         began = time.perf_counter()
-        pages = list(client.get_paginator("list_objects_v2").paginate(Bucket=NAME, Prefix=folder))
+        pages = list(client.get_paginator("list_objects_v2").paginate(Bucket=NAME, Prefix="d/"))
         listed = time.perf_counter()
-    verdict = decide(expectation, pages)
-    decided = time.perf_counter()
-    assert isinstance(verdict, Arrived | Waiting)
-    return listed - began, decided - listed
+    decide(start(), pages)
+    return listed - began, time.perf_counter() - listed
 
 
-def decide(expectation: Expectation, pages: list[Page]) -> Arrived | Waiting:
-    """Run a look over pages that are here already."""
-    steps = look(expectation)
+def decide(steps: Look[Any], pages: list[Page]) -> Any:
+    """Run a look over pages that are here already, and return its verdict."""
     next(steps)
     try:
         for page in pages:
             steps.send(page)
     except StopIteration as end:
-        verdict: Arrived | Waiting = end.value
-        return verdict
+        return end.value
     raise AssertionError("The look wants more pages than there are.")

@@ -16,6 +16,7 @@ Where HealthEx's behaviour isn't public, what is here is a guess and is marked a
 
 from __future__ import annotations
 
+import math
 import uuid
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -82,6 +83,8 @@ def note_and_disturb() -> Response | None:
         state.calls[endpoint] += 1
     if endpoint == "update":
         g.update = state.arrived(arguments["project_id"], arguments["patient_id"])
+    if response := _paced(endpoint):
+        return response
     g.fault = service().faults.take(endpoint, arguments.get("patient_id"))
     return _before(g.fault) if g.fault else None
 
@@ -201,7 +204,7 @@ def usage() -> Response:
         abort(403, "Forbidden resource")
     state = service().state
     with state.lock:
-        accepted = sum(each.accepted for each in state.updates)
+        accepted = sum(each.accepted for each in state.all_updates())
     # A guess: neither the parameters nor the fields are public.
     return jsonify(organizationId=g.claims.get("organizationId"), **request.args.to_dict(), retrievals=accepted)
 
@@ -242,6 +245,18 @@ def _note_answer(update: UpdateRequest, status: int) -> None:
         message=answer.get("message"),
         reason=answer.get("patientActionNeededReason"),
     )
+
+
+def _paced(endpoint: str) -> Response | None:
+    """Let the call take its time, or refuse it as one too many. A patient's own pages are no calls."""
+    pace = service().pace
+    if endpoint in ("link_page", "follow_link"):
+        return None
+    if pace.limit and (wait := pace.limit.take()):
+        response = error_response(429, "Too Many Requests")
+        response.headers["Retry-After"] = str(math.ceil(wait))
+        return response
+    return cut() if pace.latency and g.over.wait(pace.latency) else None
 
 
 def _before(fault: Fault) -> Response | None:

@@ -52,6 +52,24 @@ def _parser() -> argparse.ArgumentParser:
         "--path", default=DEFAULT_PATH,
         help="where deliveries go (%(default)s); also {orgId} and {externalId}",
     )  # fmt: skip
+    serve.add_argument(
+        "--patients", type=_count, default=0, metavar="N",
+        help="so many more patients, patient-00001 and on, with outcomes drawn from the seed",
+    )  # fmt: skip
+    serve.add_argument("--seed", type=int, default=0, help="of the outcomes and the spread (%(default)s)")
+    serve.add_argument(
+        "--spread", type=_seconds, default=0.0, metavar="S",
+        help="deliveries come within so many seconds after the delay (%(default)g)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--latency", type=_seconds, default=0.0, metavar="S", help="seconds every call takes (%(default)g)"
+    )
+    serve.add_argument(
+        "--rate-limit", type=float, metavar="N", help="calls a second; above it 429 with Retry-After (no limit)"
+    )
+    serve.add_argument(
+        "--no-earlier-deliveries", dest="earlier_deliveries", action="store_false", help="begin with an empty bucket"
+    )
     serve.add_argument("--bucket", help="where deliveries go (healthex-deliveries)")
     serve.add_argument(
         "--bind", default="127.0.0.1", metavar="ADDRESS",
@@ -86,6 +104,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of patients")
+    return count
+
+
 def _serve(options: argparse.Namespace) -> int:
     from airflow_provider_healthex.sandbox.server import Sandbox
 
@@ -97,6 +122,12 @@ def _serve(options: argparse.Namespace) -> int:
             port=options.port,
             s3_port=options.s3_port,
             delay=options.delay,
+            cohort=options.patients,
+            seed=options.seed,
+            spread=options.spread,
+            latency=options.latency,
+            rate_limit=options.rate_limit,
+            earlier_deliveries=options.earlier_deliveries,
             path=options.path,
             bucket=options.bucket,
             bind=options.bind,
@@ -118,7 +149,7 @@ def _welcome(sandbox: Any) -> str:
     return (
         f"HealthEx API   {sandbox.api_url}   (control API: {sandbox.api_url}/_sandbox/state)\n"
         f"S3             {sandbox.s3_url}   bucket {sandbox.bucket}, path {sandbox.path}\n"
-        f"\nAirflow's connections, to copy:\n\n{exports}\n\n{patients.table()}\n\nCtrl-C ends it."
+        f"\nAirflow's connections, to copy:\n\n{exports}\n\n{sandbox.describe_patients()}\n\nCtrl-C ends it."
     )
 
 

@@ -6,6 +6,7 @@ import heapq
 import itertools
 import json
 import logging
+import random
 import re
 import threading
 import time
@@ -27,8 +28,12 @@ _VARIABLE = re.compile(r"\{([^{}]*)\}")
 class Destination(Protocol):
     """Where files are delivered to."""
 
-    def put(self, key: str, body: bytes) -> None:
-        """Write a file, over the one that is there."""
+    def put(self, key: str, body: bytes, *, days_old: float = 0) -> None:
+        """
+        Write a file, over the one that is there.
+
+        :param days_old: how long ago it seems to have been written, where the destination can do that.
+        """
 
 
 class DeliveryPath:
@@ -131,26 +136,29 @@ class Deliveries:
 
     :param destination: where to.
     :param path: under which path.
-    :param delay: seconds from a request to its delivery.
     :param state: whose patients they are.
+    :param delay: seconds from a request to its delivery.
+    :param spread: seconds within which deliveries then come, each at a moment of its own.
+    :param seed: decides which.
     """
 
-    def __init__(self, destination: Destination, path: DeliveryPath, delay: float, state: State) -> None:
+    def __init__(
+        self, destination: Destination, path: DeliveryPath, state: State, *, delay: float, spread: float, seed: int
+    ) -> None:
         self._destination = destination
         self._path = path
-        self._delay = delay
         self._state = state
+        self._delay = delay
+        self._spread = spread
+        self._seed = seed
         self.scheduler = Scheduler()
 
-    def put_earlier(self) -> list[str]:
-        """Put what was delivered before the sandbox began, and return the keys."""
-        keys = []
+    def put_earlier(self, days_old: float) -> None:
+        """Put what was delivered before the sandbox began."""
         for patient in list(self._state.patients.values()):
             if patient.version:
-                keys += [
-                    self._put(patient, name, patient.version, announce=False) for name in patient.scenario.file_names
-                ]
-        return keys
+                for name in patient.scenario.file_names:
+                    self._destination.put(*self._file(patient, name, patient.version), days_old=days_old)
 
     def schedule(self, patient: Patient) -> None:
         """Deliver a refresh when its scenario says."""
@@ -168,7 +176,7 @@ class Deliveries:
         with self._state.lock:
             patient.joined = patient.acted = True
         self._state.emit("acted", patient_id=patient.patient_id)
-        self.scheduler.after(self._delay, lambda: self.deliver(patient))
+        self.scheduler.after(self._delay + self._lag(patient), lambda: self.deliver(patient))
 
     def deliver(self, patient: Patient) -> list[str]:
         """Deliver a refresh now, and return the keys."""
@@ -178,22 +186,30 @@ class Deliveries:
         return [self._put(patient, name, version) for name in patient.scenario.file_names]
 
     def _schedule_file(self, patient: Patient, file: File, version: int) -> None:
-        self.scheduler.after(file.after * self._delay, lambda: self._put(patient, file.name, version))
+        after = file.after * self._delay + self._lag(patient)
+        self.scheduler.after(after, lambda: self._put(patient, file.name, version))
 
-    def _put(self, patient: Patient, name: str, version: int, *, announce: bool = True) -> str:
-        names = patient.scenario.file_names
+    def _lag(self, patient: Patient) -> float:
+        # All files of a refresh have the same, so that their order stays.
+        drawn = random.Random(f"{self._seed}/{patient.patient_id}/{patient.version}")
+        return drawn.uniform(0, self._spread) if self._spread else 0
+
+    def _file(self, patient: Patient, name: str, version: int) -> tuple[str, bytes]:
+        names, brief = patient.scenario.file_names, patient.scenario.brief
         part = names.index(name) if name in names else 0
-        body = json.dumps(bundle(patient.patient_id, version, part, len(names)), indent=1).encode()
-        key = self._path.key(patient, name)
+        content = bundle(patient.patient_id, version, part, len(names), brief=brief)
+        return self._path.key(patient, name), json.dumps(content, indent=None if brief else 1).encode()
+
+    def _put(self, patient: Patient, name: str, version: int) -> str:
+        key, body = self._file(patient, name, version)
         self._destination.put(key, body)
-        if announce:
-            self._state.emit(
-                "delivered",
-                patient_id=patient.patient_id,
-                key=key,
-                size=len(body),
-                version=version,
-                stale=version < patient.version,
-                at=datetime.now(timezone.utc),
-            )
+        self._state.emit(
+            "delivered",
+            patient_id=patient.patient_id,
+            key=key,
+            size=len(body),
+            version=version,
+            stale=version < patient.version,
+            at=datetime.now(timezone.utc),
+        )
         return key

@@ -43,7 +43,7 @@ _MEDICATIONS = (
 _FIRST_DAY = date(2020, 1, 1)
 
 
-def bundle(patient_id: str, version: int, part: int = 0, parts: int = 1) -> dict[str, Any]:
+def bundle(patient_id: str, version: int, part: int = 0, parts: int = 1, *, brief: bool = False) -> dict[str, Any]:
     """
     Return a bundle, or one part of a refresh that comes in several files.
 
@@ -51,9 +51,13 @@ def bundle(patient_id: str, version: int, part: int = 0, parts: int = 1) -> dict
     :param version: which refresh, counted from 1; each adds observations of one day more.
     :param part: from 0. Every part has the Patient, so that its references resolve.
     :param parts: how many there are.
+    :param brief: the Patient and the newest observation alone.
     """
     record = _Record(patient_id, version)
-    resources = [*record.conditions(), *record.observations(), record.allergy(), record.medication()]
+    if brief:
+        resources = [record.observation(version, *_OBSERVATIONS[0])]
+    else:
+        resources = [*record.conditions(), *record.observations(), record.allergy(), record.medication()]
     return {
         "resourceType": "Bundle",
         "id": record.id("bundle", version, part),

@@ -42,6 +42,21 @@ class File:
 
 ONE_FILE = (File("bundle.json"),)
 
+#: The values of ``patientActionNeededReason``.
+ACTION_REASONS = (
+    "CONSENT_EXPIRED",
+    "CONSENT_NOT_FOUND",
+    "CONSENT_REVOKED",
+    "UNLOCKED_OR_NO_TARGETED_LIST",
+    "AUTHENTICATION_EXPIRED",
+    "AUTHENTICATION_NEEDED_NEW_FACILITY",
+)
+
+
+def external_id_of(patient_id: str) -> str:
+    """Return the study's own id of one of the sandbox's patients."""
+    return patient_id.replace("patient-", "ext-", 1)
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -57,6 +72,7 @@ class Scenario:
     :param delivered_before: whether an earlier delivery is there from the start.
     :param consent_days: days until the consent ends (negative: it ended), None without a consent.
     :param revoked: whether the patient withdrew that consent.
+    :param brief: whether bundles are small, so that thousands of them are made in a second.
     """
 
     patient_id: str
@@ -68,11 +84,12 @@ class Scenario:
     delivered_before: bool = True
     consent_days: int | None = 300
     revoked: bool = False
+    brief: bool = False
 
     @property
     def external_id(self) -> str:
         """The study's own id of the patient."""
-        return self.patient_id.replace("patient-", "ext-", 1)
+        return external_id_of(self.patient_id)
 
     @property
     def file_names(self) -> tuple[str, ...]:

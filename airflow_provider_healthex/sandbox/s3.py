@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 from airflow_provider_healthex.sandbox.wsgi import WsgiServer
 
 REGION = "us-east-1"
+CONTENT_TYPE = "application/fhir+json"
 
 
 def s3_client(endpoint_url: str, credentials: tuple[str, str] | None) -> Any:
@@ -34,17 +35,17 @@ def s3_client(endpoint_url: str, credentials: tuple[str, str] | None) -> Any:
 
 
 class S3Destination:
-    """A bucket that deliveries are put into."""
+    """A bucket that deliveries are put into, on any S3 server."""
 
     def __init__(self, client: Any, bucket: str) -> None:
         self._client = client
         self.bucket = bucket
         self._keys: set[str] = set()
 
-    def put(self, key: str, body: bytes) -> None:
-        """Write a file, over the one that is there."""
+    def put(self, key: str, body: bytes, *, days_old: float = 0) -> None:
+        """Write a file, over the one that is there. It can't be made to look old: no S3 API does that."""
         self._keys.add(key)
-        self._client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType="application/fhir+json")
+        self._client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=CONTENT_TYPE)
 
     def prepare(self) -> None:
         """Make the bucket where it is missing."""
@@ -74,6 +75,12 @@ class OwnS3(WsgiServer):
         """Whether this process has that bucket already."""
         return bucket in self._backend.buckets
 
+    def put(self, bucket: str, key: str, body: bytes, days_old: float = 0) -> None:
+        """Write an object without a request: 50 µs in place of 8 ms."""
+        written = self._backend.put_object(bucket, key, body, disable_notification=True)
+        written.set_metadata({"Content-Type": CONTENT_TYPE})
+        written.last_modified -= timedelta(days=days_old)
+
     def age(self, bucket: str, key: str, days: float) -> None:
         """Make an object older, which no S3 API can."""
         self._backend.buckets[bucket].keys[key].last_modified -= timedelta(days=days)
@@ -94,3 +101,24 @@ class OwnS3(WsgiServer):
         from moto.s3.models import s3_backends
 
         return s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+
+
+class OwnDestination(S3Destination):
+    """
+    A bucket on moto in this process.
+
+    :param server: moto.
+    :param client: to make the bucket with.
+    """
+
+    def __init__(self, server: OwnS3, client: Any, bucket: str) -> None:
+        super().__init__(client, bucket)
+        self._server = server
+
+    def put(self, key: str, body: bytes, *, days_old: float = 0) -> None:
+        """Write a file, over the one that is there."""
+        self._server.put(self.bucket, key, body, days_old)
+
+    def take_back(self) -> None:
+        """Forget the bucket with all that is in it."""
+        self._server.drop(self.bucket)

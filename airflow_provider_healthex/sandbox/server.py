@@ -6,15 +6,19 @@ import json
 import os
 import time
 import warnings
+from collections import Counter
 from ipaddress import ip_address
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_healthex.sandbox import cohort as cohorts
 from airflow_provider_healthex.sandbox import patients
 from airflow_provider_healthex.sandbox.api import create_app
 from airflow_provider_healthex.sandbox.deliveries import DEFAULT_PATH, Deliveries, DeliveryPath
 from airflow_provider_healthex.sandbox.faults import Faults
-from airflow_provider_healthex.sandbox.s3 import REGION, OwnS3, S3Destination, s3_client
+from airflow_provider_healthex.sandbox.pace import Pace, RateLimit
+from airflow_provider_healthex.sandbox.patients import Scenario
+from airflow_provider_healthex.sandbox.s3 import REGION, OwnDestination, OwnS3, S3Destination, s3_client
 from airflow_provider_healthex.sandbox.service import Service
 from airflow_provider_healthex.sandbox.state import Listener, Patient, State, UpdateRequest
 from airflow_provider_healthex.sandbox.tokens import Tokens
@@ -51,6 +55,15 @@ class Sandbox:
     :param bind: the address both servers listen on. Leave it: nothing here is made for a network.
     :param s3_endpoint: another S3 server to deliver to, in place of the sandbox's own.
     :param s3_credentials: access key and secret for that server; by default boto3 looks for them.
+    :param cohort: how many patients there are besides the named ones: ``patient-00001`` and on, with the
+        outcomes of :data:`~.cohort.OUTCOMES`. 10,000 take 2 s more to start, and 80 MB.
+    :param seed: decides who of the cohort has which outcome, when whose consent ends, and the ``spread``.
+    :param spread: seconds after the delay within which deliveries come, each at a moment of its own.
+    :param latency: seconds that every call takes.
+    :param rate_limit: calls a second, on average; above it comes 429 with ``Retry-After``. Not in the first
+        second, for which the calls of one are in hand. By default there is no limit.
+    :param earlier_deliveries: whether anything was delivered before the start. With ``s3_endpoint`` each
+        takes a request.
     :param age_old_deliveries: make the deliveries that are there from the start 30 days old. No S3 API
         can, so with ``s3_endpoint`` start() and reset() wait 4 s instead: older than any request.
     :param on_event: called as ``on_event(event, details)``, from the thread it happens in, with ``asked``
@@ -76,6 +89,12 @@ class Sandbox:
         bind: str = "127.0.0.1",
         s3_endpoint: str | None = None,
         s3_credentials: tuple[str, str] | None = None,
+        cohort: int = 0,
+        seed: int = 0,
+        spread: float = 0.0,
+        latency: float = 0.0,
+        rate_limit: float | None = None,
+        earlier_deliveries: bool = True,
         age_old_deliveries: bool = True,
         on_event: Listener | None = None,
     ) -> None:
@@ -87,9 +106,13 @@ class Sandbox:
         self._s3_endpoint = s3_endpoint
         self._credentials = s3_credentials if s3_endpoint else ("sandbox-s3-key", "sandbox-s3-secret")
         self._age_old_deliveries = age_old_deliveries
-        self._state = State(on_event)
+        self._seed, self._spread = seed, spread
+        self._pace = Pace(latency, RateLimit(rate_limit) if rate_limit is not None else None)
+        self._cohort = cohorts.members(cohort, seed)
+        self._state = State(on_event, self._cohort, earlier_deliveries)
         self._tokens = Tokens(self.org_id)
         self._own_s3: OwnS3 | None = None
+        self._destination: S3Destination
         self._deliveries: Deliveries | None = None
         self._api: WsgiServer | None = None
 
@@ -109,7 +132,14 @@ class Sandbox:
             )
         try:
             self._start_s3()
-            self._deliveries = Deliveries(self._destination, self._delivery_path, self._delay, self._state)
+            self._deliveries = Deliveries(
+                self._destination,
+                self._delivery_path,
+                self._state,
+                delay=self._delay,
+                spread=self._spread,
+                seed=self._seed,
+            )
             self._put_earlier()
             self._api = WsgiServer(self._app(), self._bind, self._port, "healthex-api")
         except BaseException:
@@ -138,10 +168,7 @@ class Sandbox:
         self._running.scheduler.clear()
         self.faults.clear()
         self._state.reset()
-        if self._own_s3:
-            self._own_s3.drop(self.bucket)
-        else:
-            self._destination.take_back()
+        self._destination.take_back()
         self._destination.prepare()
         self._put_earlier()
 
@@ -224,7 +251,24 @@ class Sandbox:
                 environment[name] = ",".join(host for host in hosts if host)
         return environment
 
-    # --- what happened, and what shall happen
+    # --- who there is, what happened, and what shall happen
+
+    @property
+    def cohort(self) -> list[str]:
+        """The ids of the cohort's patients, in their order."""
+        return [each.patient_id for each in self._cohort]
+
+    def scenario(self, patient_id: str) -> Scenario:
+        """Return what happens when an update is asked for a patient."""
+        return self._patient(patient_id).scenario
+
+    def describe_patients(self) -> str:
+        """Return the patients and what each makes happen, as text; a cohort in groups."""
+        return patients.table() + (f"\n\n{cohorts.describe(self._cohort)}" if self._cohort else "")
+
+    def asked_by_patient(self) -> Counter[str]:
+        """Return how many ``$updateData`` arrived for each patient for whom any did."""
+        return Counter(each.patient_id for each in self._state.all_updates())
 
     def asked(self, patient_id: str) -> int:
         """Return how many ``$updateData`` arrived for a patient, whatever became of them."""
@@ -274,6 +318,7 @@ class Sandbox:
                 faults=self.faults,
                 tokens=self._tokens,
                 deliveries=self._running,
+                pace=self._pace,
                 reset=self.reset,
                 api_key=self.api_key,
                 api_secret=self.api_secret,
@@ -299,15 +344,12 @@ class Sandbox:
             self._own_s3 = own = OwnS3(self._bind, self._s3_port)
             names = [DEFAULT_BUCKET, *(f"{DEFAULT_BUCKET}-{number}" for number in range(2, 1000))]
             self._bucket = self._bucket or next(name for name in names if not own.has(name))
-        self._destination = S3Destination(self.s3_client(), self.bucket)
+            self._destination = OwnDestination(own, self.s3_client(), self.bucket)
+        else:
+            self._destination = S3Destination(self.s3_client(), self.bucket)
         self._destination.prepare()
 
     def _put_earlier(self) -> None:
-        keys = self._running.put_earlier()
-        if not self._age_old_deliveries:
-            return
-        if self._own_s3 is None:
+        self._running.put_earlier(EARLIER if self._age_old_deliveries else 0)
+        if self._age_old_deliveries and self._own_s3 is None:
             time.sleep(SETTLING)
-            return
-        for key in dict.fromkeys(keys):
-            self.backdate(key, EARLIER)

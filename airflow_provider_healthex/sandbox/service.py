@@ -9,6 +9,7 @@ from flask import current_app
 
 from airflow_provider_healthex.sandbox.deliveries import Deliveries
 from airflow_provider_healthex.sandbox.faults import Faults
+from airflow_provider_healthex.sandbox.pace import Pace
 from airflow_provider_healthex.sandbox.state import State
 from airflow_provider_healthex.sandbox.tokens import Tokens
 
@@ -23,6 +24,7 @@ class Service:
     faults: Faults
     tokens: Tokens
     deliveries: Deliveries
+    pace: Pace
     reset: Callable[[], None]
     api_key: str
     api_secret: str

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -70,12 +70,16 @@ class State:
     Everything that a reset forgets.
 
     :param listener: called with each event's name and details, from the thread it happens in.
+    :param cohort: patients besides those who are there always.
+    :param earlier_deliveries: whether anything was delivered before.
     """
 
     listener: Listener | None = None
+    cohort: Sequence[Scenario] = ()
+    earlier_deliveries: bool = True
     lock: threading.RLock = field(default_factory=threading.RLock)
     patients: dict[str, Patient] = field(default_factory=dict)
-    updates: list[UpdateRequest] = field(default_factory=list)
+    updates: dict[str, list[UpdateRequest]] = field(default_factory=dict)  # by patient
     calls: Counter[str] = field(default_factory=Counter)  # by endpoint
     #: Set when this round is over (reset or stop): slow answers of the round before are dropped.
     over: threading.Event = field(default_factory=threading.Event)
@@ -88,12 +92,17 @@ class State:
         with self.lock:
             self.over.set()
             self.over = threading.Event()
-            self.updates = []
+            self.updates = defaultdict(list)
             self.calls = Counter()
             # Unknown, forbidden and paused are here too: their scenarios answer.
             self.patients = {
-                each.patient_id: Patient(each.patient_id, each, each.external_id, version=int(each.delivered_before))
-                for each in SCENARIOS.values()
+                each.patient_id: Patient(
+                    each.patient_id,
+                    each,
+                    each.external_id,
+                    version=int(each.delivered_before and self.earlier_deliveries),
+                )
+                for each in (*SCENARIOS.values(), *self.cohort)
             }
 
     def emit(self, event: str, **details: Any) -> None:
@@ -131,11 +140,16 @@ class State:
         """Remember that an update was asked for, whatever becomes of it."""
         request = UpdateRequest(project_id, patient_id, datetime.now(timezone.utc))
         with self.lock:
-            self.updates.append(request)
+            self.updates[patient_id].append(request)
         self.emit("asked", patient_id=patient_id, project_id=project_id, at=request.at)
         return request
 
     def updates_of(self, patient_id: str) -> list[UpdateRequest]:
         """Return what was asked for a patient, the earliest first."""
         with self.lock:
-            return [each for each in self.updates if each.patient_id == patient_id]
+            return list(self.updates.get(patient_id, ()))
+
+    def all_updates(self) -> list[UpdateRequest]:
+        """Return what was asked for anybody."""
+        with self.lock:
+            return [each for updates in self.updates.values() for each in updates]

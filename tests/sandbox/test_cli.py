@@ -46,6 +46,26 @@ def test_serve_runs_until_a_signal_and_leaves_nothing(number):
     assert is_free(s3_url)
 
 
+def test_serve_can_have_a_cohort():
+    options = ["--patients", "100", "--seed", "7", "--latency", "0.01", "--rate-limit", "500", "--spread", "1"]
+    with subprocess.Popen([*SERVE, *options, "--no-earlier-deliveries"], stdout=subprocess.PIPE, text=True) as process:
+        net = threading.Timer(60, process.kill)
+        net.start()
+        welcome = "".join(iter(process.stdout.readline, "Ctrl-C ends it.\n"))
+        process.terminate()
+        process.wait(10)
+        net.cancel()
+    assert "patient-00001 to patient-00100" in welcome
+    assert "     89  in progress" in welcome
+
+
+@pytest.mark.parametrize("option", [["--patients", "-1"], ["--spread", "-1"], ["--latency", "inf"]])
+def test_serve_refuses_what_cannot_be(option, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["serve", *option])
+    assert f"{option[1]} is no number of" in capsys.readouterr().err
+
+
 def test_serve_says_why_it_cannot(capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -1,0 +1,85 @@
+"""A cohort of any size: its patients' ids, and which of them has which outcome, drawn from a seed."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from airflow_provider_healthex.sandbox.patients import ACTION_REASONS, File, Scenario, external_id_of
+
+#: Days within which the consents of a cohort end, spread evenly; expired ones have ended within the last 30.
+CONSENT_DAYS = 365
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """
+    What happens to a part of a cohort.
+
+    :param name: for people.
+    :param per_thousand: how many of 1,000 patients it happens to.
+    :param scenario: the same as a scenario, of nobody yet.
+    """
+
+    name: str
+    per_thousand: int
+    scenario: Scenario
+
+
+def _outcome(name: str, per_thousand: int, **scenario: object) -> Outcome:
+    return Outcome(name, per_thousand, Scenario("", name, brief=True, **scenario))  # type: ignore[arg-type]
+
+
+#: Of 1,000 patients. An update of the first five groups is accepted.
+OUTCOMES = (
+    _outcome("in progress: the earlier delivery is overwritten", 890),
+    _outcome("in progress: nothing was delivered before", 20, delivered_before=False),
+    _outcome("in progress: two files, 1 and 1.5 delays after the request", 10,
+             files=(File("bundle-1.json"), File("bundle-2.json", 1.5))),
+    _outcome("partial: 2 facilities are skipped", 20, skipped_facilities=2),
+    _outcome("nothing has changed, and nothing is delivered", 20, files=()),
+    *(_outcome(reason, 5, reason=reason, revoked=reason == "CONSENT_REVOKED") for reason in ACTION_REASONS),
+    # Listed with a consent, and gone when asked for: as one who withdraws between the two.
+    _outcome("404: consented, and no longer in the project", 10,
+             error=(404, "Recruitment not found"), files=(), delivered_before=False),
+)  # fmt: skip
+
+
+def members(size: int, seed: int) -> list[Scenario]:
+    """
+    Return the patients of a cohort, ``patient-00001`` and on: for the same size and seed always the same.
+
+    :param size: how many. Each outcome has its share of them, rounded, so a small cohort lacks the rare ones.
+    :param seed: decides who has which outcome, and when whose consent ends.
+    """
+    if size < 0:
+        raise ValueError(f"A cohort of {size} patients can't be: give a number from 0.")
+    drawn = random.Random(seed)
+    scenarios = [each.scenario for each in OUTCOMES for _ in range(_share(each, size))]
+    drawn.shuffle(scenarios)
+    return [_member(number, scenario, drawn) for number, scenario in enumerate(scenarios, 1)]
+
+
+def describe(scenarios: list[Scenario]) -> str:
+    """Return how many patients of a cohort have which outcome, as text."""
+    counted = Counter(each.summary for each in scenarios)
+    first, last = scenarios[0].patient_id, scenarios[-1].patient_id
+    lines = [f"{counted[each.name]:7,}  {each.name}" for each in OUTCOMES if counted[each.name]]
+    span = f"{first} to {last} ({external_id_of(first)} to {external_id_of(last)})"
+    return "\n".join([f"and the cohort {span}, of them:", *lines])
+
+
+def _share(outcome: Outcome, size: int) -> int:
+    # The difference of rounded sums: the parts add up to the whole.
+    before = sum(each.per_thousand for each in OUTCOMES[: OUTCOMES.index(outcome)])
+    return round(size * (before + outcome.per_thousand) / 1000) - round(size * before / 1000)
+
+
+def _member(number: int, scenario: Scenario, drawn: random.Random) -> Scenario:
+    days: int | None = drawn.randint(1, CONSENT_DAYS)
+    if scenario.reason == "CONSENT_EXPIRED":
+        days = -drawn.randint(1, 30)
+    elif scenario.reason == "CONSENT_NOT_FOUND":
+        days = None
+    return replace(scenario, patient_id=f"patient-{number:05}", consent_days=days)

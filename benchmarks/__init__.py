@@ -1,0 +1,1 @@
+"""What the provider costs, against what one would write without it, measured in the same run."""

@@ -1,0 +1,63 @@
+"""``python -m benchmarks [name …] [--json] [--write]``: run benchmarks and show what they found."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.report import Report, Unavailable, as_text, machine, page
+
+#: In the order of their reports. The second part says whether it runs when none is named.
+NAMES = {"updating": True, "waiting": True, "refresh": True, "deciding": True, "imports": True, "scale": False}
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what was asked for, and return 1 if a target was missed."""
+    options = _parser().parse_args(arguments)
+    with tempfile.TemporaryDirectory() as home:
+        # Before Airflow is imported: nothing of an Airflow that is in use is read or written.
+        os.environ.update({"AIRFLOW_HOME": home, "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING"})
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    names = options.names or [name for name, usual in NAMES.items() if usual]
+    reports: list[Report] = []
+    for name in names:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        try:
+            report: Report = importlib.import_module(f"benchmarks.{name}").run()
+        except Unavailable as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
+        reports.append(report)
+        if not options.json:
+            print(f"\n{as_text(report)}\n", flush=True)
+    if options.json:
+        print(json.dumps({"machine": machine(), "reports": [asdict(report) for report in reports]}, indent=1))
+    if options.write:
+        RESULTS.write_text(page(reports))
+    return 1 if any(report.met is False for report in reports) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    usual = ", ".join(name for name, runs in NAMES.items() if runs)
+    parser.add_argument(
+        "names", nargs="*", choices=[*NAMES, []], metavar="name", help=f"of {', '.join(NAMES)} ({usual})"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from airflow_provider_healthex.client.pacing import Pacer, Stopped, pacer_for
+from airflow_provider_healthex.client.pacing import Pacer, Stop, Stopped, pacer_for
 
 
 def test_requests_of_many_threads_are_spaced_evenly() -> None:
@@ -55,3 +55,35 @@ def test_a_stop_ends_the_wait_and_refuses_the_turn(limit: float | None) -> None:
 def test_the_same_key_has_the_same_pacer() -> None:
     assert pacer_for("a") is pacer_for("a")
     assert pacer_for("a") is not pacer_for("b")
+
+
+def test_nobody_goes_while_the_service_wants_quiet() -> None:
+    pacer, stop = Pacer(), threading.Event()
+    pacer.hold(0.2)
+    pacer.hold(0.1)  # a shorter one doesn't end it
+    began = time.monotonic()
+    pacer.wait(None, stop)
+    assert 0.19 <= time.monotonic() - began < 1
+    pacer.wait(None, stop)
+    assert time.monotonic() - began < 1
+
+
+def test_who_waits_already_waits_longer() -> None:
+    pacer, stop = Pacer(), threading.Event()
+    pacer.wait(10, stop)
+    threading.Timer(0.05, pacer.hold, (0.3,)).start()
+    began = time.monotonic()
+    pacer.wait(10, stop)
+    assert time.monotonic() - began >= 0.34
+
+
+def test_stopping_the_whole_stops_each_share_and_not_the_reverse() -> None:
+    whole = Stop()
+    one, other = whole.share(), whole.share()
+    one.set()
+    assert not whole.is_set()
+    assert not other.is_set()
+    whole.release(one)
+    whole.set()
+    assert other.is_set()
+    assert whole.share().is_set()

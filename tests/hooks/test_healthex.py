@@ -8,13 +8,14 @@ import warnings
 import pytest
 from airflow.providers.common.compat.sdk import Connection
 
-from airflow_provider_healthex.client import ApiKey, StoredToken
+from airflow_provider_healthex.client import ApiKey, PatientUpdate, PatientUpdateFailure, StoredToken
 from airflow_provider_healthex.exceptions import (
     HealthExConfigurationError,
     HealthExNotFoundError,
     HealthExTokenError,
 )
 from airflow_provider_healthex.hooks.healthex import HealthExHook, client_settings
+from airflow_provider_healthex.sandbox import patients
 
 
 def settings(**fields):
@@ -179,3 +180,22 @@ def test_importing_the_hook_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         importlib.reload(module)
+
+
+def test_many_patients_are_asked_for_at_once(healthex_sandbox):
+    ids = [patients.IN_PROGRESS, patients.UNKNOWN, patients.CONSENT_EXPIRED, patients.IN_PROGRESS]
+    came = {each.patient_id: each for each in HealthExHook().update_patients_data(ids, max_concurrency=2)}
+    assert came.keys() == {patients.IN_PROGRESS, patients.UNKNOWN, patients.CONSENT_EXPIRED}
+    assert isinstance(came[patients.IN_PROGRESS], PatientUpdate)
+    assert came[patients.CONSENT_EXPIRED].needs_patient
+    assert isinstance(came[patients.UNKNOWN], PatientUpdateFailure)
+    assert isinstance(came[patients.UNKNOWN].error, HealthExNotFoundError)
+    assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
+
+
+def test_after_cancel_nobody_is_asked(healthex_sandbox):
+    hook = HealthExHook()
+    hook.get_conn()
+    hook.cancel()
+    assert list(hook.update_patients_data([patients.IN_PROGRESS])) == []
+    assert healthex_sandbox.asked(patients.IN_PROGRESS) == 0

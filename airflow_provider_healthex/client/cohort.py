@@ -88,8 +88,8 @@ def each_update(
         outcome = ask(patient_id, own_stop)
         return None if own_stop.is_set() and _never_sent(outcome) else outcome
 
-    # While the checkpoint writes, threads that get free find somebody to ask for.
-    places = max_concurrency + (max(1, max_concurrency // 4) if checkpoint else 0)
+    # A few more than there are threads: while the checkpoint writes, those that get free find somebody to ask for.
+    places = max_concurrency + max(1, max_concurrency // 4)
     ids, fuse = iter(patient_ids), _Fuse()
     handed_over: list[Future[Outcome | None]] = []
     threads = ThreadPoolExecutor(max_concurrency, thread_name_prefix="healthex")

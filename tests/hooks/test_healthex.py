@@ -199,3 +199,21 @@ def test_after_cancel_nobody_is_asked(healthex_sandbox):
     hook.cancel()
     assert list(hook.update_patients_data([patients.IN_PROGRESS])) == []
     assert healthex_sandbox.asked(patients.IN_PROGRESS) == 0
+
+
+def test_patients_are_added_in_the_connections_project(healthex_sandbox):
+    ann = {"firstName": "Ann", "lastName": "Example", "contactPreference": "email", "languagePreference": "en"}
+    result = HealthExHook().add_patients([{**ann, "email": "ann@example.org"}], suppress_notifications=True)
+    assert (result.total_processed, result.error_count) == (1, 0)
+    assert healthex_sandbox.calls("patients") == 1
+
+
+def test_the_consented_patients_are_those_of_the_connections_project(healthex_sandbox):
+    found = {each.patient_id: each for each in HealthExHook().list_consented_patients()}
+    assert patients.IN_PROGRESS in found
+    assert found[patients.CONSENT_ENDS_SOON].expires_at < found[patients.IN_PROGRESS].expires_at
+
+
+def test_the_usage_is_what_healthex_counts(healthex_sandbox):
+    assert isinstance(HealthExHook().usage_summary("2026-01-01", "2026-02-01"), dict)
+    assert healthex_sandbox.calls("usage") == 1

@@ -9,6 +9,10 @@ from collections.abc import Hashable
 #: How much wider than needed the spacing is: requests that go out evenly arrive a little less so, and a second in
 #: which one too many arrives would break the limit.
 MARGIN = 1.02
+#: Seconds between requests after a first one was turned away, doubled by each that follows.
+FIRST_SPACING = 0.05
+#: What is left of that spacing after each request, so that the pace recovers within about a hundred of them.
+RECOVERY = 0.99
 
 
 class Stopped(Exception):
@@ -49,6 +53,7 @@ class Pacer:
         self._next_free = 0.0
         self._last = float("-inf")
         self._quiet_until = 0.0
+        self._spacing = 0.0
 
     def wait(self, per_second: float | None, stop: threading.Event) -> None:
         """
@@ -67,9 +72,16 @@ class Pacer:
         raise Stopped
 
     def hold(self, seconds: float) -> None:
-        """Send nothing for this long: the service turned a request away, and would turn away the next ones."""
+        """
+        Send nothing for this long, and then less at once: the service turned a request away.
+
+        Were all threads let go together, most would be turned away again, and some so often that they give up.
+        """
         with self._lock:
-            self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
+            now = time.monotonic()
+            if now >= self._quiet_until:  # not for each of those that were in flight together
+                self._spacing = min(max(2 * self._spacing, FIRST_SPACING), seconds / 2)
+            self._quiet_until = max(self._quiet_until, now + seconds)
 
     def _reserve(self, interval: float) -> float:
         with self._lock:
@@ -82,10 +94,11 @@ class Pacer:
         with self._lock:
             now = time.monotonic()
             # By when the last one really went: a thread that woke up late must not be followed too soon.
-            due = max(turn, self._last + interval, self._quiet_until)
+            due = max(turn, self._last + max(interval, self._spacing), self._quiet_until)
             if now < due:
                 return due - now
             self._last = now
+            self._spacing *= RECOVERY
         return 0.0
 
 

@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+from airflow_provider_healthex.client import PatientUpdate
 from airflow_provider_healthex.client.pacing import Pacer, Stop, Stopped, pacer_for
+
+from .loopback import PROJECT, Received, Reply, Service, status
 
 
 def test_requests_of_many_threads_are_spaced_evenly() -> None:
@@ -75,6 +81,41 @@ def test_who_waits_already_waits_longer() -> None:
     began = time.monotonic()
     pacer.wait(10, stop)
     assert time.monotonic() - began >= 0.34
+
+
+def test_after_the_quiet_nobody_goes_in_a_burst_and_the_pace_recovers() -> None:
+    pacer, stop, times = Pacer(), threading.Event(), []
+    pacer.hold(0.2)
+    pacer.hold(0.2)  # of the same burst
+
+    def go(_: int) -> None:
+        pacer.wait(None, stop)
+        times.append(time.monotonic())
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(go, range(40)))
+    gaps = [later - earlier for earlier, later in zip(sorted(times), sorted(times)[1:], strict=False)]
+    assert min(gaps[:5]) >= 0.04
+    assert sum(gaps[-5:]) < sum(gaps[:5])
+
+
+def test_the_limit_of_a_service_that_names_none_is_found(service: Service, connect: Callable[..., Any]) -> None:
+    """With 16 threads and 10 requests a second, every patient gets an answer within the tries each has."""
+    lock, accepted = threading.Lock(), deque[float]()
+
+    def reply(request: Received) -> Reply | None:
+        with lock:
+            while accepted and accepted[0] < request.at - 1:
+                accepted.popleft()
+            if len(accepted) >= 10:
+                return status(429, Retry_After="1")
+            accepted.append(request.at)
+            return None
+
+    service.answers_each(reply)
+    ids = [f"patient-{number}" for number in range(60)]
+    came = list(connect().update_patients(PROJECT, ids, max_concurrency=16))
+    assert {type(each) for each in came} == {PatientUpdate}
 
 
 def test_stopping_the_whole_stops_each_share_and_not_the_reverse() -> None:

@@ -10,6 +10,7 @@ from airflow_provider_healthex.client.models import (
     AddPatientsResult,
     ConsentedPatient,
     PatientUpdate,
+    PatientUpdateFailure,
     harmless,
 )
 from airflow_provider_healthex.client.settings import ApiKey, ClientSettings, StoredToken
@@ -24,6 +25,7 @@ __all__ = [
     "ConsentedPatient",
     "HealthExClient",
     "PatientUpdate",
+    "PatientUpdateFailure",
     "StoredToken",
     "harmless",
 ]

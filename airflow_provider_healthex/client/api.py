@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timezone
 from types import TracebackType
 from typing import Any
@@ -12,16 +12,18 @@ from urllib.parse import urlsplit
 
 from airflow_provider_healthex.client.calls import LONG, Call, Repeat, flag, identifier, json_body, text
 from airflow_provider_healthex.client.clocks import TOLERATED_SKEW, skew
+from airflow_provider_healthex.client.cohort import distinct, each_update
 from airflow_provider_healthex.client.models import (
     CONSENT_TYPE,
     AddPatientsResult,
     ConsentedPatient,
     PatientUpdate,
+    PatientUpdateFailure,
     consented_patients,
     harmless,
     parse_json,
 )
-from airflow_provider_healthex.client.pacing import pacer_for
+from airflow_provider_healthex.client.pacing import Stop, pacer_for
 from airflow_provider_healthex.client.retries import Failure, repeated
 from airflow_provider_healthex.client.settings import ApiKey, ClientSettings
 from airflow_provider_healthex.client.text import clean
@@ -33,6 +35,7 @@ from airflow_provider_healthex.exceptions import (
     HealthExAuthenticationError,
     HealthExConfigurationError,
     HealthExConnectionError,
+    HealthExError,
     HealthExRateLimitError,
     HealthExTokenError,
 )
@@ -74,7 +77,7 @@ class HealthExClient:
         else:
             self._announce(credentials.token)
         #: Once set, nothing more is sent and every wait ends.
-        self.stop = threading.Event()
+        self.stop = Stop()
 
     def __repr__(self) -> str:
         return f"HealthExClient({self._settings.base_url!r})"
@@ -115,6 +118,55 @@ class HealthExClient:
         :param skip_interactive: ``skipInteractive``; None: not sent.
         :raises HealthExUpdateAmbiguousError: it was sent, and nobody knows whether it was accepted.
         """
+        return self._update(project_id, patient_id, skip_interactive, self.stop)
+
+    def update_patients(
+        self,
+        project_id: str,
+        patient_ids: Iterable[str],
+        *,
+        skip_interactive: bool | None = None,
+        max_concurrency: int = 8,
+        checkpoint: Callable[[Sequence[str]], None] | None = None,
+    ) -> Iterator[PatientUpdate | PatientUpdateFailure]:
+        """
+        Ask for a refresh of many patients' data, several at once, and yield what came of each as it comes.
+
+        A patient's failure is yielded, and the others go on. Nobody more is asked, and those in flight are the last
+        to be yielded, after what asking on can't mend: 401, 403, a token that has expired, a Retry-After beyond our
+        patience, or `cohort.GIVE_UP_AFTER` patients in a row for whom no readable answer came. The same once `stop`
+        is set. Whoever isn't yielded by the end was not asked. Closing the iterator ends waits at once and waits for
+        the requests in flight.
+
+        429 and 503 with Retry-After slow all of them down; ``requests_per_second`` is a limit for all together.
+
+        :param project_id: HealthEx's id of the project.
+        :param patient_ids: HealthEx's ids; who is named twice is asked once. All are checked before any is asked.
+        :param skip_interactive: ``skipInteractive``; None: not sent.
+        :param max_concurrency: requests at once, 1 to 32.
+        :param checkpoint: is called in the caller's thread before every wait, with the patients who are handed over
+            next, who may be none; they are not asked before it returns, nor if it raises. For who keeps accounts: it
+            comes after what was yielded before, and a few patients ahead, so that its writing holds nobody up.
+        :raises HealthExConfigurationError: at once, for an argument that can't be used.
+        :raises HealthExTokenError: at once, where there is no token to ask with.
+        """
+        identifier("project_id", project_id)
+        flag("skipInteractive", skip_interactive)
+        ids = distinct(patient_ids, max_concurrency)
+        # Before any thread needs it: one mints.
+        self._token()
+
+        def ask(patient_id: str, stop: Stop) -> PatientUpdate | PatientUpdateFailure:
+            try:
+                return self._update(project_id, patient_id, skip_interactive, stop)
+            except HealthExError as error:
+                return PatientUpdateFailure(project_id, patient_id, error)
+
+        return each_update(ids, ask, max_concurrency, self.stop, checkpoint)
+
+    def _update(
+        self, project_id: str, patient_id: str, skip_interactive: bool | None, stop: threading.Event
+    ) -> PatientUpdate:
         call = Call(
             "POST",
             "/v1/projects/{projectId}/recruitment/identified-patients/{patientId}/$updateData",
@@ -131,7 +183,7 @@ class HealthExClient:
         )
         # Before it is sent: nothing may fail between an accepted update and its caller.
         organization_id = self.organization_id
-        answer = self._ask(call)
+        answer = self._ask(call, stop)
         _compare_clocks(answer)
         document = parse_json(answer.body)
         update = PatientUpdate.from_answer(
@@ -260,31 +312,32 @@ class HealthExClient:
             raise unreadable(call, answer, "not with a JSON object")
         return document
 
-    def _ask(self, call: Call) -> Answer:
-        """Send a call with the token, as often as it may be."""
+    def _ask(self, call: Call, stop: threading.Event | None = None) -> Answer:
+        """Send a call with the token, as often as it may be; `stop` where a part of the work can be stopped alone."""
+        stop = stop or self.stop
         may_renew = isinstance(self._settings.credentials, ApiKey)
 
         def attempt() -> Answer | Failure:
             nonlocal may_renew
             token = self._token()
-            outcome = self._send(call, token)
+            outcome = self._send(call, token, stop)
             if may_renew and _is_unauthorized(outcome):
                 may_renew = False
                 self._mint.discard(token)
-                outcome = self._send(call, self._token())
+                outcome = self._send(call, self._token(), stop)
             return outcome
 
-        return self._repeated(call, attempt)
+        return self._repeated(call, attempt, stop)
 
-    def _repeated(self, call: Call, attempt: Callable[[], Answer | Failure]) -> Answer:
+    def _repeated(self, call: Call, attempt: Callable[[], Answer | Failure], stop: threading.Event) -> Answer:
         stopped = Failure(HealthExConnectionError(f"{call}: not sent, since the task was told to stop."))
-        outcome = repeated(attempt, self.stop, stopped)
+        outcome = repeated(attempt, stop, stopped, self._pacer.hold)
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome
 
-    def _send(self, call: Call, token: str | None) -> Answer | Failure:
-        self._pacer.wait(self._settings.requests_per_second, self.stop)
+    def _send(self, call: Call, token: str | None, stop: threading.Event) -> Answer | Failure:
+        self._pacer.wait(self._settings.requests_per_second, stop)
         outcome = self._transport.send(call, token)
         return judge(call, outcome, self._settings.base_url, self._known_secrets())
 
@@ -308,7 +361,7 @@ class HealthExClient:
             hint=dict.fromkeys((400, 401, 403), "Check the API key and its secret."),
         )
         try:
-            answer = self._repeated(call, lambda: self._send(call, None))
+            answer = self._repeated(call, lambda: self._send(call, None, self.stop), self.stop)
         except HealthExApiError as error:
             if isinstance(error, HealthExRateLimitError) or not 400 <= error.status_code < 500:
                 raise

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from airflow_provider_healthex.client.text import clean
+from airflow_provider_healthex.exceptions import HealthExError
 
 IN_PROGRESS = "IN_PROGRESS_NO_ACTION_NEEDED"
 PATIENT_ACTION_NEEDED = "PATIENT_ACTION_NEEDED"
@@ -158,6 +159,21 @@ class PatientUpdate:
             counts={key: value for key, value in given.items() if value is not None},
             requested_at=requested_at,
         )
+
+
+@dataclass(frozen=True)
+class PatientUpdateFailure:
+    """
+    One patient of many for whom no readable answer came.
+
+    :param project_id: as asked.
+    :param patient_id: as asked.
+    :param error: what `HealthExClient.update_patient` raises for this patient alone.
+    """
+
+    project_id: str
+    patient_id: str
+    error: HealthExError
 
 
 @dataclass(frozen=True)

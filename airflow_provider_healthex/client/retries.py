@@ -33,20 +33,29 @@ class Failure:
     :param error: what the caller gets if it was the last one.
     :param repeat: whether it may be repeated by itself.
     :param wait: seconds the service asked to wait, or None.
+    :param turned_away: the service is too busy for anybody's requests, not for this one alone.
     """
 
     error: HealthExError
     repeat: bool = False
     wait: float | None = None
+    turned_away: bool = False
 
 
-def repeated(attempt: Callable[[], _T | Failure], stop: threading.Event, never_tried: Failure) -> _T | Failure:
+def repeated(
+    attempt: Callable[[], _T | Failure],
+    stop: threading.Event,
+    never_tried: Failure,
+    slow_down: Callable[[float], None],
+) -> _T | Failure:
     """
     Return the first outcome that isn't to be repeated, or the last one the limits allow.
 
     :param attempt: one try; may raise `Stopped`, if it was stopped before it sent anything.
     :param stop: ends every wait, and with it the tries.
     :param never_tried: the outcome if `stop` came before the first try.
+    :param slow_down: is told the seconds for which nobody should ask, when a try was turned away. Not where they
+        are more than anybody's patience: then it is for the caller to come back later.
     """
     last: _T | Failure = never_tried
 
@@ -55,9 +64,15 @@ def repeated(attempt: Callable[[], _T | Failure], stop: threading.Event, never_t
         last = attempt()
         return last
 
+    def wait(state: RetryCallState) -> float:
+        seconds = _wait(state)
+        if _failure(state).turned_away and seconds <= PATIENCE:
+            slow_down(seconds)
+        return seconds
+
     retrying = Retrying(
         retry=retry_if_result(lambda outcome: isinstance(outcome, Failure) and outcome.repeat),
-        wait=_wait,
+        wait=wait,
         stop=lambda state: stop.is_set() or _exhausted(state),
         sleep=sleep_using_event(stop),
         before_sleep=_report,

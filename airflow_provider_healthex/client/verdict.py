@@ -123,6 +123,7 @@ def _refused(call: Call, answer: Answer, secrets: Iterable[str]) -> Failure:
         kind(f"{text} {hint}".rstrip(), status_code=status, detail=words, retry_after=wait),
         repeat=status == 429 or turned_away or (status >= 500 and call.repeat is Repeat.FREE),
         wait=wait,
+        turned_away=status == 429 or turned_away,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Connection
 
-    from airflow_provider_healthex.client import AddPatientsResult, ConsentedPatient, PatientUpdate
+    from airflow_provider_healthex.client import (
+        AddPatientsResult,
+        ConsentedPatient,
+        PatientUpdate,
+        PatientUpdateFailure,
+    )
 
 DEFAULT_HOST = "https://api.healthex.io"
 
@@ -125,6 +130,38 @@ class HealthExHook(BaseHook):
         """
         return self._client.update_patient(
             self.resolve_project_id(project_id), patient_id, skip_interactive=skip_interactive
+        )
+
+    def update_patients_data(
+        self,
+        patient_ids: Iterable[str],
+        *,
+        project_id: str | None = None,
+        skip_interactive: bool | None = None,
+        max_concurrency: int = 8,
+        checkpoint: Callable[[Sequence[str]], None] | None = None,
+    ) -> Iterator[PatientUpdate | PatientUpdateFailure]:
+        """
+        Ask HealthEx to refresh many patients' data, several at once, and yield what came of each as it comes.
+
+        A patient's failure is yielded with its error, and the others go on. Whoever isn't yielded by the end was not
+        asked: after `cancel`, and after what asking on can't mend (401, 403, an expired token, a service that is
+        down), nobody more is. Consume it in one thread, to the end; closing it waits for the requests in flight.
+
+        :param patient_ids: HealthEx's ids; who is named twice is asked once.
+        :param project_id: the project, default the connection's.
+        :param skip_interactive: as `update_patient_data` has it, for all of them.
+        :param max_concurrency: requests at once, 1 to 32, over one connection pool and with one token. The
+            connection's ``requests_per_second`` is a limit for all together, and a 429 slows all of them down.
+        :param checkpoint: is called before every wait, in the thread that consumes, with the patients who are handed
+            over next (perhaps none): for who must know, whatever happens, who may have been asked.
+        """
+        return self._client.update_patients(
+            self.resolve_project_id(project_id),
+            patient_ids,
+            skip_interactive=skip_interactive,
+            max_concurrency=max_concurrency,
+            checkpoint=checkpoint,
         )
 
     def add_patients(

@@ -1,4 +1,4 @@
-"""Asking HealthEx for a refresh: once, and never again by accident."""
+"""The operators; and of them, the one that asks for one patient: once, and never again by accident."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from airflow_provider_healthex.client import IN_PROGRESS, PatientUpdate
 from airflow_provider_healthex.client.calls import identifier
 from airflow_provider_healthex.client.models import whole_seconds
 from airflow_provider_healthex.client.reasons import patient_action_needed
-from airflow_provider_healthex.exceptions import (
-    HealthExConnectionError,
-    HealthExError,
-    HealthExRateLimitError,
-    HealthExServerError,
-    HealthExUpdateAmbiguousError,
-)
+from airflow_provider_healthex.exceptions import HealthExError, HealthExUpdateAmbiguousError
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
+from airflow_provider_healthex.operators.cohort import HealthExUpdateCohortOperator
+from airflow_provider_healthex.operators.consents import HealthExListConsentedPatientsOperator
+from airflow_provider_healthex.operators.journal import UpdateJournal
+from airflow_provider_healthex.operators.retrying import ON_AMBIGUOUS, may_be_retried
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+__all__ = [
+    "HealthExListConsentedPatientsOperator",
+    "HealthExUpdateCohortOperator",
+    "HealthExUpdatePatientOperator",
+]
+
 ON_PATIENT_ACTION = ("fail", "skip", "return")
-ON_AMBIGUOUS = ("fail", "retry", "assume_started")
 
 
 class HealthExUpdatePatientOperator(BaseOperator):
@@ -171,67 +174,6 @@ class HealthExUpdatePatientOperator(BaseOperator):
         return answer
 
 
-class UpdateJournal:
-    """
-    What this task has asked of HealthEx, over its automatic retries; kept nowhere without a state store.
-
-    Airflow keeps a task's state when a person clears it, too. A clear raises ``max_tries`` and a retry doesn't, so
-    records carry their difference to ``retries``, and those of another series are as good as absent.
-    """
-
-    key = "healthex_update"
-
-    def __init__(self, store: Any = None, series: int = 0) -> None:
-        self._store = store
-        self._series = series
-        self._record: dict[str, Any] = {}  # as an earlier try left it
-        record = store.get(self.key) if store is not None else None
-        if isinstance(record, dict) and record.get("series") == series:
-            self._record = record
-
-    @classmethod
-    def open(cls, context: Context) -> UpdateJournal:
-        """Return this task's journal; below Airflow 3.3 an empty one."""
-        store: Any = context.get("task_state_store")
-        if store is None:
-            return cls()
-        ti = context["ti"]
-        return cls(store, (ti.max_tries or 0) - (ti.task.retries or 0))
-
-    @property
-    def answer(self) -> dict[str, Any] | None:
-        """The answer an earlier try was given."""
-        return self._record.get("answer")
-
-    @property
-    def lost_since(self) -> datetime | None:
-        """The baseline of the earliest try whose outcome is unknown."""
-        lost = self._record.get("requested_at")
-        return datetime.fromisoformat(lost) if lost else None
-
-    def begin(self) -> None:
-        """Note, before asking, that the outcome is unknown until an answer is noted."""
-        self._write(self.lost_since or datetime.now(timezone.utc))
-
-    def lose(self, requested_at: datetime | None) -> None:
-        """Note that the outcome stays unknown, by the baseline of the try."""
-        self._write(self.lost_since or requested_at or datetime.now(timezone.utc))
-
-    def withdraw(self) -> None:
-        """Note that this try started nothing."""
-        self._write(self.lost_since)
-
-    def end(self, answer: dict[str, Any]) -> None:
-        """Note the answer."""
-        self._write(self.lost_since, answer)
-
-    def _write(self, requested_at: datetime | None, answer: dict[str, Any] | None = None) -> None:
-        if self._store is None:
-            return
-        lost = whole_seconds(requested_at) if requested_at else None
-        self._store.set(self.key, {"series": self._series, "requested_at": lost, "answer": answer})
-
-
 def assumed_update(
     project_id: str, patient_id: str, organization_id: str | None, requested_at: datetime
 ) -> dict[str, Any]:
@@ -248,10 +190,3 @@ def assumed_update(
         requested_at=requested_at,
     )
     return {**update.to_dict(), "ambiguous": True}
-
-
-def may_be_retried(error: HealthExError, on_ambiguous: str) -> bool:
-    """Whether asking again can help and can't start a second retrieval."""
-    if isinstance(error, HealthExUpdateAmbiguousError):
-        return on_ambiguous == "retry"
-    return isinstance(error, (HealthExConnectionError, HealthExRateLimitError, HealthExServerError))

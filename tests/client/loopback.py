@@ -8,10 +8,12 @@ import ssl
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 import jwt
 
@@ -26,6 +28,12 @@ class Received:
     target: str
     headers: Any
     body: bytes
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def patient_id(self) -> str:
+        """Whom an update is for."""
+        return unquote(self.target.split("/")[-2])
 
     @property
     def json(self) -> Any:
@@ -41,6 +49,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     date: str | None = "now"
     act: Callable[[BaseHTTPRequestHandler], None] | None = None
+    after: float = 0  # seconds
 
 
 def says(document: Any, status: int = 201, **headers: str) -> Reply:
@@ -83,6 +92,9 @@ class Service:
         self.received: list[Received] = []
         self.minted: list[Received] = []
         self.connections = 0
+        self.at_once = 0
+        self.most_at_once = 0
+        self._by_request: Callable[[Received], Reply | None] = lambda request: None
         self._script: list[Reply] = [says(STARTED)]
         self._token_script: list[Reply] = [status(404)]
         self._released = threading.Event()
@@ -123,6 +135,15 @@ class Service:
     def answers(self, *replies: Reply) -> None:
         self._script = list(replies)
 
+    def answers_each(self, reply: Callable[[Received], Reply | None]) -> None:
+        """Let what is asked decide about the reply; None leaves it to the script."""
+        self._by_request = reply
+
+    def asked(self) -> Counter[str]:
+        """Return how often each patient was asked for."""
+        with self._lock:
+            return Counter(request.patient_id for request in self.received)
+
     def mints(self, *replies: Reply) -> None:
         self._token_script = list(replies)
 
@@ -144,7 +165,14 @@ class Service:
             minting = handler.path.endswith("/v1/auth/token")
             script = self._token_script if minting else self._script
             (self.minted if minting else self.received).append(request)
-            reply = script.pop(0) if len(script) > 1 else script[0]
+            reply = None if minting else self._by_request(request)
+            reply = reply or (script.pop(0) if len(script) > 1 else script[0])
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        if reply.after:
+            self._released.wait(reply.after)
+        with self._lock:
+            self.at_once -= 1
         if reply.act is not None:
             handler.close_connection = True
             reply.act(handler)

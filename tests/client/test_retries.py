@@ -340,7 +340,7 @@ def test_the_budget_is_for_all_waits_together(monkeypatch: pytest.MonkeyPatch) -
     waits: list[float] = []
     stop = SimpleNamespace(is_set=lambda: False, wait=lambda timeout: waits.append(timeout))
     failure = Failure(HealthExConnectionError("x"), repeat=True, wait=120)
-    assert repeated(lambda: failure, stop, failure) is failure  # type: ignore[arg-type]
+    assert repeated(lambda: failure, stop, failure, lambda seconds: None) is failure  # type: ignore[arg-type]
     assert waits == [120, 120]
 
 
@@ -349,7 +349,7 @@ def test_without_a_word_of_the_service_waits_grow(monkeypatch: pytest.MonkeyPatc
     waits: list[float] = []
     stop = SimpleNamespace(is_set=lambda: False, wait=lambda timeout: waits.append(timeout))
     failure = Failure(HealthExConnectionError("x"), repeat=True)
-    repeated(lambda: failure, stop, failure)  # type: ignore[arg-type]
+    repeated(lambda: failure, stop, failure, lambda seconds: None)  # type: ignore[arg-type]
     assert [int(wait) for wait in waits] == [1, 2, 4, 8]
     assert waits != [1, 2, 4, 8]
 

@@ -8,13 +8,14 @@ import warnings
 import pytest
 from airflow.providers.common.compat.sdk import Connection
 
-from airflow_provider_healthex.client import ApiKey, StoredToken
+from airflow_provider_healthex.client import ApiKey, PatientUpdate, PatientUpdateFailure, StoredToken
 from airflow_provider_healthex.exceptions import (
     HealthExConfigurationError,
     HealthExNotFoundError,
     HealthExTokenError,
 )
 from airflow_provider_healthex.hooks.healthex import HealthExHook, client_settings
+from airflow_provider_healthex.sandbox import patients
 
 
 def settings(**fields):
@@ -186,3 +187,40 @@ def test_importing_the_hook_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         importlib.reload(module)
+
+
+def test_many_patients_are_asked_for_at_once(healthex_sandbox):
+    ids = [patients.IN_PROGRESS, patients.UNKNOWN, patients.CONSENT_EXPIRED, patients.IN_PROGRESS]
+    came = {each.patient_id: each for each in HealthExHook().update_patients_data(ids, max_concurrency=2)}
+    assert came.keys() == {patients.IN_PROGRESS, patients.UNKNOWN, patients.CONSENT_EXPIRED}
+    assert isinstance(came[patients.IN_PROGRESS], PatientUpdate)
+    assert came[patients.CONSENT_EXPIRED].needs_patient
+    assert isinstance(came[patients.UNKNOWN], PatientUpdateFailure)
+    assert isinstance(came[patients.UNKNOWN].error, HealthExNotFoundError)
+    assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
+
+
+def test_after_cancel_nobody_is_asked(healthex_sandbox):
+    hook = HealthExHook()
+    hook.get_conn()
+    hook.cancel()
+    assert list(hook.update_patients_data([patients.IN_PROGRESS])) == []
+    assert healthex_sandbox.asked(patients.IN_PROGRESS) == 0
+
+
+def test_patients_are_added_in_the_connections_project(healthex_sandbox):
+    ann = {"firstName": "Ann", "lastName": "Example", "contactPreference": "email", "languagePreference": "en"}
+    result = HealthExHook().add_patients([{**ann, "email": "ann@example.org"}], suppress_notifications=True)
+    assert (result.total_processed, result.error_count) == (1, 0)
+    assert healthex_sandbox.calls("patients") == 1
+
+
+def test_the_consented_patients_are_those_of_the_connections_project(healthex_sandbox):
+    found = {each.patient_id: each for each in HealthExHook().list_consented_patients()}
+    assert patients.IN_PROGRESS in found
+    assert found[patients.CONSENT_ENDS_SOON].expires_at < found[patients.IN_PROGRESS].expires_at
+
+
+def test_the_usage_is_what_healthex_counts(healthex_sandbox):
+    assert isinstance(HealthExHook().usage_summary("2026-01-01", "2026-02-01"), dict)
+    assert healthex_sandbox.calls("usage") == 1

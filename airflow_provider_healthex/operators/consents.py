@@ -1,0 +1,99 @@
+"""Who has consented to a project, ready to be refreshed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
+
+from airflow_provider_healthex.arguments import at_least
+from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
+from airflow_provider_healthex.hooks.healthex import HealthExHook
+from airflow_provider_healthex.links.healthex import HealthExProjectLink
+from airflow_provider_healthex.operators.retrying import may_be_retried
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class HealthExListConsentedPatientsOperator(BaseOperator):
+    """
+    Lists the patients who have consented to a project, by id.
+
+    With ``chunk_size`` the output is what a cohort operator is mapped over: ``.expand(patient_ids=listed.output)``.
+
+    :param project_id: the project, default the connection's (templated).
+    :param min_days_left: leave out whose consent ends within this many days; with 0, whose consent has ended.
+        Whose end HealthEx doesn't say stays in: the update itself tells, and costs nothing if the consent has ended.
+    :param chunk_size: patients in a chunk; None: one list. Airflow maps over ``[core] max_map_length`` chunks at
+        most (1,024 by default).
+    :param healthex_conn_id: the Airflow connection (templated).
+    :returns: the ids, sorted, as a list, or with ``chunk_size`` as a list of lists.
+    :raises AirflowFailException: from the typed error, for what asking again can't mend.
+    :raises HealthExError: for what it may mend.
+    """
+
+    template_fields: Sequence[str] = ("project_id", "healthex_conn_id")
+    operator_extra_links = (HealthExProjectLink(),)
+    ui_color = "#d9ebf7"
+
+    def __init__(
+        self,
+        *,
+        project_id: str | None = None,
+        min_days_left: float = 0,
+        chunk_size: int | None = None,
+        healthex_conn_id: str = HealthExHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.project_id = project_id
+        self.min_days_left = at_least("min_days_left", min_days_left, 0, " days")
+        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+            raise HealthExConfigurationError(f"chunk_size is {chunk_size!r}; give a whole number from 1, or None.")
+        self.chunk_size = chunk_size
+        self.healthex_conn_id = healthex_conn_id
+
+    @cached_property
+    def hook(self) -> HealthExHook:
+        """The hook of this task's connection."""
+        return HealthExHook(self.healthex_conn_id)
+
+    def on_kill(self) -> None:
+        """End waiting between tries."""
+        self.hook.cancel()
+
+    def execute(self, context: Context) -> list[str] | list[list[str]]:
+        """List them."""
+        try:
+            patients = self.hook.list_consented_patients(project_id=self.project_id)
+        except HealthExError as error:
+            if may_be_retried(error, on_ambiguous="fail"):
+                raise
+            raise AirflowFailException(str(error)) from error
+        end = datetime.now(timezone.utc) + timedelta(days=self.min_days_left)
+        ids = sorted(each.patient_id for each in patients if each.expires_at is None or each.expires_at > end)
+        self.log.info(
+            "%d patients have consented; %d are left out, since their consent ends within %g days; of %d HealthEx "
+            "doesn't say when it ends",
+            len(patients),
+            len(patients) - len(ids),
+            self.min_days_left,
+            sum(each.expires_at is None for each in patients),
+        )
+        return ids if self.chunk_size is None else self._chunks(ids, self.chunk_size)
+
+    def _chunks(self, ids: list[str], size: int) -> list[list[str]]:
+        chunks = [ids[start : start + size] for start in range(0, len(ids), size)]
+        limit = conf.getint("core", "max_map_length", fallback=1024)
+        if len(chunks) > limit:
+            self.log.warning(
+                "%d chunks are more than the %d Airflow maps over: take a chunk_size of %d or more",
+                len(chunks),
+                limit,
+                -(-len(ids) // limit),
+            )
+        return chunks

@@ -1,0 +1,72 @@
+"""What the tests of cohorts share: a context without an Airflow, and a state store that outlives a killed process."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from airflow_provider_healthex.operators.healthex import HealthExUpdateCohortOperator
+
+PROJECT = "project-7"
+
+
+class Store:
+    """The task's state store, which Airflow 3.3 has, in memory or in a folder that outlives a process."""
+
+    def __init__(self, folder=None, seconds=0.0):
+        self.values = {}
+        self.folder = folder and Path(folder)
+        self.seconds = seconds
+        self.sets = 0
+        self.largest = 0
+
+    def get(self, key, default=None):
+        if self.folder and (self.folder / key).exists():
+            return json.loads((self.folder / key).read_text())
+        return json.loads(self.values[key]) if key in self.values else default
+
+    def set(self, key, value, *, retention=None):
+        assert value is not None
+        time.sleep(self.seconds)
+        text = json.dumps(value)
+        self.sets += 1
+        self.largest = max(self.largest, len(text))
+        if self.folder:
+            (self.folder / "new").write_text(text)
+            os.replace(self.folder / "new", self.folder / key)
+        else:
+            self.values[key] = text
+
+
+class TaskInstance:
+    """The little of a task instance that the operator asks for."""
+
+    def __init__(self, task, max_tries=0):
+        self.task, self.max_tries = task, max_tries
+        self.pushed = {}
+
+    def xcom_push(self, key, value):
+        self.pushed[key] = json.loads(json.dumps(value))
+
+
+def cohort(patient_ids, **arguments):
+    return HealthExUpdateCohortOperator(task_id="refresh", patient_ids=patient_ids, **arguments)
+
+
+def run(task, store=None, max_tries=0, ti=None):
+    context = {"ti": ti or TaskInstance(task, max_tries), "task": task}
+    if store is not None:
+        context["task_state_store"] = store
+    return task.execute(context)
+
+
+def connection(url, token, **extra):
+    extra = {"project_id": PROJECT, "read_timeout": 5, **extra}
+    return json.dumps({"conn_type": "healthex", "host": url, "password": token, "extra": extra})
+
+
+if __name__ == "__main__":  # a worker's process, to be killed
+    run(cohort(json.loads(sys.argv[2]), max_concurrency=int(sys.argv[3])), Store(sys.argv[1]))

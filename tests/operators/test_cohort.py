@@ -1,0 +1,521 @@
+"""A cohort in one task: who is what, also when the task fails, and nobody asked twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
+from client.loopback import STARTED, Reply, Service, closes, make_jwt, says, status
+from operators.cohorts import PROJECT, Store, TaskInstance, cohort, connection, run
+
+from airflow_provider_healthex.client import pacing, retries
+from airflow_provider_healthex.exceptions import (
+    HealthExAuthenticationError,
+    HealthExConfigurationError,
+    HealthExError,
+    HealthExTokenError,
+)
+from airflow_provider_healthex.operators.healthex import HealthExUpdateCohortOperator
+from airflow_provider_healthex.sandbox import patients
+
+CHOICES = ("assume_started", "fail", "retry")
+NEEDS_PATIENT = says({"message": "PATIENT_ACTION_NEEDED", "patientActionNeededReason": "CONSENT_EXPIRED"})
+
+
+@pytest.fixture
+def service(monkeypatch):
+    """A scripted HealthEx with as many patients as wanted, and the connection to it."""
+    from tenacity import wait_none
+
+    monkeypatch.setattr(retries, "BACKOFF", wait_none())
+    monkeypatch.setattr(pacing, "_pacers", {})
+    running = Service()
+    running.token = make_jwt()
+    monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", connection(running.url, running.token))
+    yield running
+    running.close()
+
+
+def ids(count):
+    return [f"patient-{number:04}" for number in range(count)]
+
+
+def slowly(seconds):
+    return Reply(**{**vars(says(STARTED)), "after": seconds})
+
+
+def replies(**by_patient):
+    return lambda request: by_patient.get(request.patient_id.replace("-", "_"))
+
+
+def who(result):
+    kinds = ("in_progress", "patient_action_needed", "failed")
+    found = {kind: [entry["patient_id"] for entry in result[kind]] for kind in kinds}
+    return {**found, "not_asked": result.get("not_asked", [])}
+
+
+def failing(task, store=None, error=AirflowFailException, match=None):
+    """Run a task that must fail, and return the error and what was pushed before."""
+    ti = TaskInstance(task)
+    with pytest.raises(error, match=match) as caught:
+        run(task, store, ti=ti)
+    return caught.value, ti.pushed.get("return_value")
+
+
+class Killed(BaseException):
+    """What ends a process without anything being done about it."""
+
+
+# Against the sandbox
+
+
+MIXED = [
+    patients.IN_PROGRESS,
+    patients.UNKNOWN,
+    {"patient_id": patients.SEVERAL_FILES, "external_id": "ext-1"},
+    patients.CONSENT_EXPIRED,
+    patients.IN_PROGRESS,
+    patients.PARTIAL,
+]
+
+
+def mixed(healthex_sandbox, **arguments):
+    healthex_sandbox.faults.add("update", "cut_after", patient_id=patients.PARTIAL)
+    return cohort(MIXED, **arguments)
+
+
+def check_mixed(result, sandbox):
+    assert [entry["patient_id"] for entry in result["in_progress"]] == [
+        patients.IN_PROGRESS,
+        patients.SEVERAL_FILES,
+        patients.PARTIAL,
+    ]
+    assert result["in_progress"][1]["external_id"] == "ext-1"
+    assert [entry.get("ambiguous") for entry in result["in_progress"]] == [None, None, True]
+    assert result["patient_action_needed"] == [{"patient_id": patients.CONSENT_EXPIRED, "reason": "CONSENT_EXPIRED"}]
+    assert result["failed"] == [{"patient_id": patients.UNKNOWN, "status_code": 404, "error": "HealthExNotFoundError"}]
+    for patient_id in (patients.IN_PROGRESS, patients.UNKNOWN, patients.SEVERAL_FILES, patients.PARTIAL):
+        assert sandbox.asked(patient_id) == 1
+
+
+def test_a_mixed_cohort_says_who_is_what(healthex_sandbox):
+    before = datetime.now(timezone.utc)
+    result = run(mixed(healthex_sandbox, max_failures=1))
+    check_mixed(result, healthex_sandbox)
+    assert set(result) == {
+        "project_id",
+        "organization_id",
+        "requested_at",
+        "in_progress",
+        "patient_action_needed",
+        "failed",
+    }
+    assert result["project_id"] == healthex_sandbox.project_id
+    assert result["organization_id"] == healthex_sandbox.org_id
+    assert result["requested_at"] == min(entry["requested_at"] for entry in result["in_progress"])
+    for entry in result["in_progress"]:
+        assert abs((datetime.fromisoformat(entry["requested_at"]) - before).total_seconds()) < 5
+        assert entry["requested_at"].endswith("+00:00")
+    assert json.loads(json.dumps(result)) == result
+
+
+@pytest.mark.parametrize("store", [None, Store])
+def test_a_mixed_cohort_says_who_is_what_also_when_it_fails(healthex_sandbox, store):
+    error, result = failing(mixed(healthex_sandbox, max_failures=0), store and store())
+    check_mixed(result, healthex_sandbox)
+    assert "1 of 5 patients failed, more than max_failures=0" in str(error)
+    assert "1 HealthExNotFoundError; patient-unknown" in str(error)
+
+
+def test_a_retry_of_a_mixed_cohort_asks_nobody_again(healthex_sandbox):
+    store, task = Store(), mixed(healthex_sandbox, max_failures=0)
+    _, first = failing(task, store)
+    _, again = failing(cohort(MIXED, max_failures=0), store)
+    assert again == first
+    check_mixed(again, healthex_sandbox)
+
+
+def test_progress_and_partial_updates_are_in_the_log(healthex_sandbox, task_log):
+    run(cohort([patients.IN_PROGRESS, patients.PARTIAL, patients.CONSENT_EXPIRED]))
+    log = task_log()
+    assert "3/3 asked: 2 in progress, 1 need the patient, 0 failed" in log
+    assert "1 partial updates" in log
+
+
+def test_403_ends_it(healthex_sandbox):
+    error, result = failing(cohort([patients.IN_PROGRESS, patients.FORBIDDEN], max_failures=2))
+    assert "403" in str(error)
+    assert who(result)["in_progress"] == [patients.IN_PROGRESS]
+
+
+# How many may fail
+
+
+@pytest.mark.parametrize(
+    ("max_failures", "failures", "fails"),
+    [(0, 0, False), (0, 1, True), (2, 2, False), (2, 3, True), (0.1, 2, False), (0.1, 3, True), (0.0, 1, True)],
+)
+def test_more_failures_than_allowed_fail_the_task(service, max_failures, failures, fails):
+    service.answers_each(lambda request: status(404) if request.patient_id in ids(failures) else None)
+    task = cohort(ids(20), max_failures=max_failures)
+    if fails:
+        _, result = failing(task, match=f"{failures} of 20 patients failed")
+    else:
+        result = run(task)
+    assert who(result)["failed"] == ids(failures)
+    assert len(result["in_progress"]) == 20 - failures
+
+
+@pytest.mark.parametrize("value", [1.0, -1, -0.1, True, False, "5", None, float("nan"), float("inf")])
+def test_a_limit_that_means_nothing_is_refused_when_the_dag_is_parsed(value):
+    with pytest.raises(HealthExConfigurationError, match="max_failures"):
+        cohort(["a"], max_failures=value)
+
+
+@pytest.mark.parametrize("argument", [{"on_ambiguous": "hope"}, {"max_concurrency": 0}, {"max_concurrency": 100}])
+def test_other_arguments_are_checked_when_the_dag_is_parsed(argument):
+    with pytest.raises(HealthExConfigurationError):
+        cohort(["a"], **argument)
+
+
+def test_a_patient_who_must_act_is_no_failure(service):
+    service.answers_each(replies(patient_0001=NEEDS_PATIENT))
+    assert who(run(cohort(ids(3), max_failures=0)))["patient_action_needed"] == ["patient-0001"]
+
+
+@pytest.mark.parametrize("reply", [status(404), NEEDS_PATIENT])
+def test_where_nothing_is_accepted_at_all_the_task_fails(service, reply):
+    service.answers(reply)
+    _, result = failing(cohort(ids(3), max_failures=10), match="accepted no update at all")
+    assert result["in_progress"] == []
+    assert result["requested_at"] is None
+
+
+# Whom to ask for
+
+
+@pytest.mark.parametrize(
+    ("patient_ids", "words"),
+    [
+        ("patient-1", "give a list"),
+        ("['a', 'b']", "give a list"),
+        ({"patient_id": "a"}, "give a list"),
+        (None, "give a list"),
+        (["a", ""], r"patient_ids\[1\]"),
+        (["a", 7], r"patient_ids\[1\]"),
+        (["a", ["b"]], r"patient_ids\[1\]"),
+        (["a", {"id": "b"}], r"patient_ids\[1\]"),
+        (["a", {"patient_id": "b", "externalId": "c"}], r"patient_ids\[1\]"),
+        ([{"patient_id": "a", "external_id": "b"}, {"patient_id": "a", "external_id": "c"}], "another external id"),
+    ],
+)
+def test_ids_that_cannot_be_used_fail_before_anybody_is_asked(service, patient_ids, words):
+    error, _ = failing(cohort(patient_ids), match=words)
+    assert isinstance(error.__cause__, HealthExConfigurationError)
+    assert service.received == []
+
+
+def test_a_cohort_of_nobody_is_skipped(service):
+    with pytest.raises(AirflowSkipException, match="empty"):
+        run(cohort([]))
+
+
+def test_an_external_id_is_kept_where_only_one_of_two_mentions_has_it(service):
+    result = run(cohort(["a", {"patient_id": "a", "external_id": "x"}, {"patient_id": "a"}, {"patient_id": "b"}]))
+    assert [entry.get("external_id") for entry in result["in_progress"]] == ["x", None]
+    assert service.asked() == {"a": 1, "b": 1}
+
+
+def test_the_documented_fields_are_templated():
+    assert HealthExUpdateCohortOperator.template_fields == ("patient_ids", "project_id", "healthex_conn_id")
+
+
+def test_it_can_be_mapped_over_chunks():
+    HealthExUpdateCohortOperator.partial(task_id="mapped").expand(patient_ids=[["a"], ["b"]])
+
+
+# Ambiguous updates
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_an_ambiguous_update_is_what_on_ambiguous_says(service, choice):
+    service.answers_each(replies(patient_0001=closes()))
+    result = run(cohort(ids(3), on_ambiguous=choice, max_failures=1))
+    if choice == "assume_started":
+        assert result["in_progress"][1]["ambiguous"] is True
+        assert result["in_progress"][1]["requested_at"]
+        assert result["failed"] == []
+    else:
+        assert result["failed"] == [
+            {"patient_id": "patient-0001", "status_code": None, "error": "HealthExUpdateAmbiguousError"}
+        ]
+
+
+@pytest.mark.parametrize(("choice", "asked"), [("fail", 1), ("retry", 2)])
+def test_a_retry_asks_for_an_ambiguous_one_only_where_that_is_wanted(service, choice, asked):
+    store = Store()
+    service.answers_each(replies(patient_0001=closes()))
+    failing(
+        cohort(ids(3), on_ambiguous=choice, max_failures=0),
+        store,
+        error=HealthExError if choice == "retry" else AirflowFailException,
+    )
+    service.answers_each(lambda request: None)
+    task = cohort(ids(3), on_ambiguous=choice, max_failures=0)
+    if choice == "retry":
+        assert "ambiguous" not in run(task, store)["in_progress"][1]
+    else:
+        failing(task, store)
+    assert service.asked() == {"patient-0000": 1, "patient-0001": asked, "patient-0002": 1}
+
+
+def test_an_ambiguous_update_that_is_asked_for_again_keeps_its_baseline_and_stays_ambiguous_if_refused(service):
+    store = Store()
+    early = "2026-01-01T00:00:00+00:00"
+    record = {"series": 0, "open": {"patient-0000": early, "patient-0001": early}, "outcomes": {}}
+    store.set("healthex_cohort_0", record)
+    service.answers_each(replies(patient_0001=status(404)))
+    result = run(cohort(ids(3), on_ambiguous="retry", max_failures=1), store)
+    assert result["in_progress"][0] == {"patient_id": "patient-0000", "requested_at": early}
+    assert result["failed"] == [
+        {"patient_id": "patient-0001", "status_code": 404, "error": "HealthExUpdateAmbiguousError"}
+    ]
+
+
+# What a retry does
+
+
+def test_with_a_store_a_retry_asks_for_those_it_may_help(service):
+    store = Store()
+    service.answers_each(replies(patient_0001=status(429), patient_0002=status(404), patient_0003=closes()))
+    error, _ = failing(cohort(ids(6), max_failures=0), store, error=HealthExError)
+    assert not isinstance(error, AirflowFailException)
+    service.answers_each(lambda request: None)
+    result = run(cohort(ids(6), max_failures=1), store)
+    assert who(result)["failed"] == ["patient-0002"]
+    assert service.asked() == {**dict.fromkeys(ids(6), 1), "patient-0001": 6}
+
+
+def test_without_a_store_a_failure_is_final_once_anything_was_accepted(service):
+    service.answers_each(replies(patient_0001=status(429)))
+    failing(cohort(ids(3), max_failures=0), match="not retried")
+    failing(cohort(ids(3), max_failures=0, durable=False), Store(), match="not retried")
+
+
+def test_without_a_store_a_failure_is_left_to_airflow_where_nothing_was_accepted(service):
+    service.answers(status(429))
+    error, _ = failing(cohort(ids(3)), error=HealthExError)
+    assert not isinstance(error, AirflowFailException)
+
+
+@pytest.mark.parametrize("accident", [RuntimeError("a bug"), AirflowTaskTimeout("too long")])
+@pytest.mark.parametrize("durable", [True, False])
+def test_whatever_goes_wrong_the_result_is_pushed_and_nobody_is_asked_twice(service, monkeypatch, accident, durable):
+    store = Store() if durable else None
+    task = cohort(ids(40), max_concurrency=2)
+    break_at(task, 10, accident, monkeypatch)
+    _, result = failing(task, store, error=type(accident) if durable else AirflowFailException)
+    found = who(result)
+    asked = service.asked()
+    # Who was in flight may have started, whatever is known of it here.
+    assert set(asked) <= set(found["in_progress"])
+    assert not set(asked) & set(found["not_asked"])
+    assert found["not_asked"]
+    if durable:
+        again = run(cohort(ids(40)), store)
+        assert len(again["in_progress"]) == 40
+        assert set(service.asked().values()) == {1}
+
+
+def break_at(task, count, error, monkeypatch):
+    """Let the task's own code fail when the count-th outcome has come."""
+    original, seen = task.hook.update_patients_data, []
+
+    def breaking(*args, **kwargs):
+        updates = original(*args, **kwargs)
+        try:
+            for came in updates:
+                seen.append(came)
+                if len(seen) == count:
+                    raise error
+                yield came
+        finally:
+            updates.close()
+
+    monkeypatch.setattr(task.hook, "update_patients_data", breaking)
+
+
+def test_401_ends_it_and_with_a_store_a_retry_goes_on_once_the_token_is_mended(service):
+    store = Store()
+    service.answers_each(lambda request: status(401) if request.patient_id >= "patient-0050" else None)
+    error, result = failing(cohort(ids(200), max_concurrency=4, max_failures=100), store, error=HealthExError)
+    assert isinstance(error.__cause__, HealthExAuthenticationError)
+    assert len(result["in_progress"]) == 50
+    assert len(result["not_asked"]) > 130
+    service.answers_each(lambda request: None)
+    assert len(run(cohort(ids(200)), store)["in_progress"]) == 200
+    assert {service.asked()[each] for each in ids(50)} == {1}
+
+
+def test_401_for_everybody_fails_for_good(service):
+    service.answers(status(401))
+    for store in (None, Store()):
+        error, result = failing(cohort(ids(20), max_concurrency=2), store)
+        assert isinstance(error.__cause__, HealthExAuthenticationError)
+        assert result["in_progress"] == []
+
+
+def test_an_expired_token_fails_for_good_and_nothing_is_sent(service, monkeypatch):
+    token = make_jwt(-300)
+    monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", connection(service.url, token))
+    error, result = failing(cohort(ids(3)), match="expired")
+    assert isinstance(error.__cause__, HealthExTokenError)
+    assert result["not_asked"] == ids(3)
+    assert service.received == []
+
+
+def test_a_clear_asks_for_everybody_again(service):
+    store = Store()
+    run(cohort(ids(5)), store)
+    run(cohort(ids(5)), store, max_tries=0)
+    assert set(service.asked().values()) == {1}
+    run(cohort(ids(5)), store, max_tries=1)
+    assert set(service.asked().values()) == {2}
+
+
+def test_switched_off_nothing_is_kept(service):
+    store = Store()
+    run(cohort(ids(5), durable=False), store)
+    assert store.sets == 0
+
+
+def test_what_is_kept_holds_no_token_and_no_external_id(service):
+    store = Store()
+    run(cohort([{"patient_id": "a", "external_id": "mrn-12345"}]), store)
+    kept = "".join(store.values.values())
+    assert "eyJ" not in kept
+    assert "mrn-12345" not in kept
+
+
+# Killed
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_retry_of_a_killed_task_asks_only_for_the_rest(service, monkeypatch, choice):
+    store = Store()
+    service.answers(slowly(0.01))
+    task = cohort(ids(100), max_concurrency=4)
+    break_at(task, 37, Killed(), monkeypatch)
+    with pytest.raises(Killed):
+        run(task, store)
+    before = service.asked()
+    assert set(before.values()) == {1}
+    ti = TaskInstance(None)
+    again = cohort(ids(100), max_concurrency=4, on_ambiguous=choice, max_failures=0.5)
+    ti.task = again
+    result = run(again, store, ti=ti)
+    check_resumed(service, result, choice, in_flight=4 + 1 + 4)
+
+
+def check_resumed(service, result, choice, in_flight):
+    asked = service.asked()
+    if choice == "assume_started":
+        ambiguous = [entry["patient_id"] for entry in result["in_progress"] if entry.get("ambiguous")]
+    else:
+        ambiguous = who(result)["failed"]
+    assert len(ambiguous) <= in_flight
+    counts = {each: asked[each] for each in ids(len(asked | dict.fromkeys(ambiguous, 0)))}
+    if choice == "retry":
+        assert ambiguous == []
+        assert sum(count == 2 for count in counts.values()) <= in_flight
+        assert set(counts.values()) <= {1, 2}
+    else:
+        assert {count for each, count in counts.items() if each not in ambiguous} == {1}
+        assert {counts[each] for each in ambiguous} <= {0, 1}
+    return ambiguous
+
+
+def test_kill_9_of_a_process_in_the_middle_of_500_updates(service, tmp_path):
+    service.answers(slowly(0.03))
+    worker = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("cohorts.py"), tmp_path, json.dumps(ids(500)), "8"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    deadline = time.monotonic() + 60
+    while len(service.received) < 200 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    worker.send_signal(signal.SIGKILL)
+    assert worker.wait() == -signal.SIGKILL
+    time.sleep(0.1)
+    assert 200 <= len(service.received) < 300
+    result = run(cohort(ids(500), max_concurrency=8), Store(tmp_path))
+    assert len(result["in_progress"]) == 500
+    ambiguous = check_resumed(service, result, "assume_started", in_flight=8 + 2 + 8)
+    assert ambiguous
+
+
+def test_after_on_kill_nobody_more_is_asked_and_the_result_says_so(service):
+    service.answers(slowly(0.05))
+    task = cohort(ids(200), max_concurrency=4)
+    killer = threading.Timer(0.5, task.on_kill)
+    killer.start()
+    store = Store()
+    _, result = failing(task, store, error=HealthExError, match="not asked")
+    asked = service.asked()
+    time.sleep(0.2)
+    assert service.asked() == asked
+    assert sorted(asked) == who(result)["in_progress"]
+    assert len(result["not_asked"]) == 200 - len(asked)
+    run(cohort(ids(200)), store)
+    assert set(service.asked().values()) == {1}
+    assert len(service.received) == 200
+
+
+def test_on_kill_ends_waits_at_once(service):
+    service.answers(says(STARTED), status(429, Retry_After="60"))
+    task = cohort(ids(50), max_concurrency=4)
+    threading.Timer(0.3, task.on_kill).start()
+    began = time.monotonic()
+    failing(task)
+    assert time.monotonic() - began < 5
+
+
+# What keeping costs
+
+
+def test_keeping_accounts_costs_little(service):
+    """With a store that takes 9 ms a value, as Airflow's does."""
+    service.answers(slowly(0.1))
+    seconds = {}
+    for store in (None, Store(seconds=0.009)):
+        began = time.monotonic()
+        run(cohort(ids(200), max_concurrency=8), store)
+        seconds[store is None] = time.monotonic() - began
+    assert seconds[False] < seconds[True] * 1.25
+
+
+def test_values_stay_small_however_many_patients(service):
+    store = Store()
+    run(cohort(ids(2000), max_concurrency=32), store)
+    assert store.largest < 32_000
+    assert len(store.values) > 5
+    assert len(run(cohort(ids(2000)), store)["in_progress"]) == 2000
+    assert len(service.received) == 2000
+
+
+def test_its_link_leads_to_the_project():
+    assert [link.name for link in HealthExUpdateCohortOperator.operator_extra_links] == ["HealthEx project"]
+
+
+def test_the_project_is_the_connections(service):
+    assert run(cohort(["a"]))["project_id"] == PROJECT
+    assert run(cohort(["a"], project_id="other"))["project_id"] == "other"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
@@ -167,9 +167,9 @@ class Bucket(_Bucket):
             self._client = None
             return self._judge(error)
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: bytes | IO[bytes]) -> None:
         """
-        Write an object.
+        Write an object; of a seekable file, only a piece at a time is in memory.
 
         :raises HealthExConfigurationError: where S3 refuses for good.
         """

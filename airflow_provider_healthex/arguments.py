@@ -22,6 +22,20 @@ def at_least(name: str, value: float, least: float, unit: str = "") -> float:
     return value
 
 
+def fraction(name: str, value: float) -> float:
+    """Return the number if it is between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise HealthExConfigurationError(f"{name} is {value!r}; give a number from 0 to 1, such as 0.95.")
+    return value
+
+
+def whole_number(name: str, value: int, least: int) -> int:
+    """Return the whole number if it is not below the least."""
+    if int(at_least(name, value, least)) != value:
+        raise HealthExConfigurationError(f"{name} is {value!r}; give a whole number.")
+    return int(value)
+
+
 def baseline(name: str, value: str | datetime) -> datetime:
     """Return a moment as UTC in whole seconds; without a time zone it would be a guess, and is refused."""
     moment = value

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
@@ -60,6 +60,7 @@ _DENIALS = frozenset({"AccessDenied", "AccessDeniedException", "AllAccessDisable
 
 _KEYS = "correct the access key and secret of the connection"
 _REGION = "set the bucket's region as region_name, or in the connection's Extra"
+_CERTIFICATE = "check the endpoint's certificate, verify, and the CA bundle"
 _ADVICE = {
     "NoSuchBucket": "create the bucket, or correct bucket_name",
     "AccessDenied": "grant {right} on the bucket to these credentials",
@@ -71,6 +72,9 @@ _ADVICE = {
     "NoCredentialsError": "give it an AWS connection, or credentials in its environment",
     "AirflowNotFoundException": "create the connection",
     "ParamValidationError": "correct bucket_name",
+    "SSLError": _CERTIFICATE,
+    "OSError": _CERTIFICATE,
+    "FileNotFoundError": _CERTIFICATE,
 }
 
 
@@ -167,9 +171,9 @@ class Bucket(_Bucket):
             self._client = None
             return self._judge(error)
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: bytes | IO[bytes]) -> None:
         """
-        Write an object.
+        Write an object; of a seekable file, only a piece at a time is in memory.
 
         :raises HealthExConfigurationError: where S3 refuses for good.
         """
@@ -229,4 +233,9 @@ def _passes(error: Exception, code: str) -> bool:
     if isinstance(error, boto.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return code in _PASSING_CODES or status == 429 or status >= 500
-    return isinstance(error, _PASSING_ERRORS)
+    return isinstance(error, _PASSING_ERRORS) and not _is_about_certificates(error)
+
+
+def _is_about_certificates(error: Exception) -> bool:
+    """Whether no later look can trust the server either: its certificate, or our bundle, is not what it should be."""
+    return isinstance(error, FileNotFoundError) or "certificate" in str(error).lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import threading
 from collections import deque
@@ -129,17 +130,23 @@ class FaultyS3:
     bucket's region on its own: it is answered with a 400, and neither takes a scripted answer nor is it recorded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: tuple[Any, Any] | None = None) -> None:
         self.requests: list[Request] = []
         self._script: deque[Behaviour] = deque()
         self._closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
+        self._scheme = "http"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            self._scheme = "https"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def script(self, *behaviours: Behaviour | Iterable[Behaviour]) -> None:
         """Answer the next requests so."""

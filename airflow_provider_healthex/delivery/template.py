@@ -189,11 +189,15 @@ def expand(path: str, values: Mapping[str, str | None], *, wildcard: bool = Fals
         _value(path, part.name, values.get(part.name)) if isinstance(part, Variable) else part
         for part in _parse(path, wildcard)
     )
-    literal = re.split(r"[*?\[]", filled, maxsplit=1)[0] if wildcard else filled
+    literal = _literal(filled) if wildcard else filled
     if literal != filled:
         pattern = filled + "*" if filled.endswith("/") else filled
         return Target(path, Kind.PATTERN, literal, pattern)
     return Target(path, Kind.PREFIX if filled.endswith("/") else Kind.KEY, filled)
+
+
+def _literal(glob: str) -> str:
+    return re.split(r"[*?\[]", glob, maxsplit=1)[0]
 
 
 def _value(path: str, name: str, value: str | None) -> str:
@@ -209,6 +213,33 @@ def _value(path: str, name: str, value: str | None) -> str:
             "or match other patients. Give the id as HealthEx writes it."
         )
     return value
+
+
+def fill(path: str, values: Mapping[str, str | None]) -> str:
+    """
+    Fill in those variables that have a value and leave the others: a template for those who share these values.
+
+    :raises HealthExConfigurationError: for a bad template, or a value that can't be used.
+    """
+
+    def piece(part: str | Variable) -> str:
+        if isinstance(part, str):
+            return part
+        return _value(path, part.name, values[part.name]) if values.get(part.name) else f"{{{part.name}}}"
+
+    return "".join(map(piece, parse_template(path)))
+
+
+def literal_prefix(path: str, *, wildcard: bool = False) -> str:
+    """Return what every key of the path begins with, before its first variable and its glob."""
+    first = _parse(path, wildcard)[0]
+    text = first if isinstance(first, str) else ""
+    return _literal(text) if wildcard else text
+
+
+def variables(path: str) -> tuple[str, ...]:
+    """Return the names of the path's variables, each once, in their order."""
+    return tuple(dict.fromkeys(part.name for part in parse_template(path) if isinstance(part, Variable)))
 
 
 def names_patient(path: str) -> bool:

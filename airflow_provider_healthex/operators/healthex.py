@@ -105,7 +105,9 @@ class HealthExUpdatePatientOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask, unless an earlier try of this task has."""
-        journal = UpdateJournal.open(context) if self.durable else UpdateJournal()
+        journal = UpdateJournal()
+        if self.durable:
+            journal = UpdateJournal.open(context, self.project_id, self.patient_id)
         try:
             answer = journal.answer or self._ask(journal)
         except HealthExError as error:
@@ -151,9 +153,17 @@ class HealthExUpdatePatientOperator(BaseOperator):
         return assumed_update(
             self.hook.resolve_project_id(self.project_id),
             self.patient_id,
-            self.hook.get_conn().organization_id,
+            self._organization_id(),
             error.requested_at or datetime.now(timezone.utc),
         )
+
+    def _organization_id(self) -> str | None:
+        """Return the organisation, or None where the token has ended meanwhile: what was asked is told all the same."""
+        try:
+            return self.hook.get_conn().organization_id
+        except HealthExError as error:
+            self.log.warning("The organisation isn't known: %s", error)
+            return None
 
     def _conclude(self, answer: dict[str, Any]) -> dict[str, Any]:
         if answer["skipped_facilities_count"]:

@@ -35,23 +35,24 @@ class UpdateJournal:
     """
     What this task has asked of HealthEx, over its automatic retries; kept nowhere without a state store.
 
-    Records of another series are as good as absent.
+    Records of another series, or of another patient (a template may render anew), are as good as absent.
     """
 
     key = "healthex_update"
 
-    def __init__(self, store: Any = None, series: int = 0) -> None:
+    def __init__(self, store: Any = None, series: int = 0, subject: Sequence[str | None] = ()) -> None:
         self._store = store
         self._series = series
+        self._subject = list(subject)
         self._record: dict[str, Any] = {}  # as an earlier try left it
         record = store.get(self.key) if store is not None else None
-        if isinstance(record, dict) and record.get("series") == series:
+        if isinstance(record, dict) and (record.get("series"), record.get("subject")) == (series, self._subject):
             self._record = record
 
     @classmethod
-    def open(cls, context: Context) -> UpdateJournal:
-        """Return this task's journal; below Airflow 3.3 an empty one."""
-        return cls(*_store_and_series(context))
+    def open(cls, context: Context, *subject: str | None) -> UpdateJournal:
+        """Return this task's journal of a project's patient; below Airflow 3.3 an empty one."""
+        return cls(*_store_and_series(context), subject)
 
     @property
     def answer(self) -> dict[str, Any] | None:
@@ -84,7 +85,8 @@ class UpdateJournal:
         if self._store is None:
             return
         lost = whole_seconds(requested_at) if requested_at else None
-        self._store.set(self.key, {"series": self._series, "requested_at": lost, "answer": answer})
+        record = {"series": self._series, "subject": self._subject, "requested_at": lost, "answer": answer}
+        self._store.set(self.key, record)
 
 
 class CohortJournal:

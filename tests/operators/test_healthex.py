@@ -55,6 +55,12 @@ def operator(patient_id=patients.IN_PROGRESS, **arguments):
     return HealthExUpdatePatientOperator(task_id="refresh", patient_id=patient_id, **arguments)
 
 
+def lost_since(baseline, project_id=None):
+    """What a try that was killed while asking leaves in the store."""
+    subject = [project_id, patients.IN_PROGRESS]
+    return {"series": 0, "subject": subject, "requested_at": baseline, "answer": None}
+
+
 def run(task, store=None, max_tries=0):
     context = context_of(task)
     context["ti"].max_tries = max_tries
@@ -229,13 +235,13 @@ class TestDurable:
     def test_a_repeated_ambiguous_update_keeps_the_earlier_baseline(self, healthex_sandbox):
         store = Store()
         early = "2026-01-01T00:00:00+00:00"
-        store.set("healthex_update", {"series": 0, "requested_at": early, "answer": None})
+        store.set("healthex_update", lost_since(early))
         assert run(operator(on_ambiguous="retry"), store)["requested_at"] == early
 
     def test_a_refused_repetition_of_an_ambiguous_update_keeps_it_ambiguous(self, healthex_sandbox):
         store = Store()
         early = "2026-01-01T00:00:00+00:00"
-        store.set("healthex_update", {"series": 0, "requested_at": early, "answer": None})
+        store.set("healthex_update", lost_since(early))
         healthex_sandbox.faults.add("update", 429, retry_after=3600)
         with pytest.raises(HealthExRateLimitError):
             run(operator(on_ambiguous="retry"), store)
@@ -260,6 +266,22 @@ class TestDurable:
         with pytest.raises(RuntimeError):
             run(task, store)
         assert store.values == {}
+
+    def test_an_answer_for_another_patient_is_not_this_ones(self, healthex_sandbox):
+        store = Store()
+        run(operator(patients.PARTIAL), store)
+        assert run(operator(patients.IN_PROGRESS), store)["patient_id"] == patients.IN_PROGRESS
+        assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
+
+    def test_what_was_asked_is_told_though_the_token_has_ended(self, healthex_sandbox, monkeypatch):
+        store = Store()
+        early = "2026-01-01T00:00:00+00:00"
+        store.set("healthex_update", lost_since(early, healthex_sandbox.project_id))
+        token = healthex_sandbox.token(expires_in=-120)
+        connection = {"conn_type": "healthex", "host": healthex_sandbox.api_url, "password": token}
+        monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", json.dumps(connection))
+        answer = run(operator(project_id=healthex_sandbox.project_id, on_ambiguous="assume_started"), store)
+        assert (answer["requested_at"], answer["ambiguous"], answer["organization_id"]) == (early, True, None)
 
     def test_switched_off_nothing_is_kept(self, healthex_sandbox):
         store = Store()

@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import (
 from s3_faults import EXPIRED_TOKEN, RESET, SLOW_DOWN, FaultyS3, listing, refusal
 from support import MODES, Bucket, aws_connection, context_of, run_sensor, s3_client, utc_now
 
+from airflow_provider_healthex.delivery import Waiting
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError, HealthExPatientActionNeeded
 from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
 
@@ -288,6 +289,7 @@ def test_healthexs_own_template_is_refused_when_the_dag_is_parsed(bucket, path):
         ({"bucket_key": "d/{healthexPatientId}.json", "marker": "_SUCCESS"}, "exact key"),
         ({"bucket_key": "d/{healthexPatientId}.json", "min_objects": 2}, "one object"),
         ({"manifest_key": "d/{projectId}/{healthexPatientId}/manifest"}, "outside the path"),
+        ({"manifest_key": "s3://bucket/manifest"}, "no URL"),
     ],
 )
 @pytest.mark.parametrize("soft_fail", [False, True])
@@ -402,6 +404,37 @@ class TestTrouble:
         with pytest.raises(AirflowFailException, match=f"worker listing bucket 'bucket'.*{code}"):
             run_sensor(self.waiting(mode, soft_fail=True))
         assert len(s3.requests) == 1
+
+
+def test_a_worker_that_cannot_see_what_the_triggerer_saw_keeps_to_the_deadline(bucket, monkeypatch):
+    """A defer at each return would go on for ever, as with S3KeySensor."""
+    bucket.put("d/project-1/patient-1/a.json")
+    waiting = sensor(bucket, "deferred", timeout=1.5, poke_interval=0.3)
+
+    def throttled(self, steps):
+        return Waiting("S3 did not answer the worker (SlowDown), asking again")
+
+    monkeypatch.setattr("airflow_provider_healthex.s3.Bucket.look", throttled)
+    began = time.monotonic()
+    with pytest.raises(AirflowSensorTimeout, match="SlowDown"):
+        run_sensor(waiting)
+    assert time.monotonic() - began < 5
+
+
+def test_access_denied_after_an_unanswered_poke_is_final_in_reschedule_mode_too(monkeypatch):
+    with FaultyS3() as s3:
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", aws_connection(s3.endpoint_url))
+        s3.script(SLOW_DOWN, refusal(403, "AccessDenied"))
+        with pytest.raises(AirflowFailException, match="AccessDenied"):
+            run_sensor(TestTrouble.waiting("reschedule", soft_fail=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_certificate_that_is_not_trusted_is_not_waited_for(certificate, monkeypatch, mode):
+    with FaultyS3(certificate) as s3:
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", aws_connection(s3.endpoint_url))
+        with pytest.raises(AirflowFailException, match="check the endpoint's certificate"):
+            run_sensor(TestTrouble.waiting(mode, timeout=5))
 
 
 def test_outlets_are_told_counts_and_times_and_neither_keys_nor_ids(bucket):

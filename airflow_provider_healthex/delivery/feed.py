@@ -1,0 +1,215 @@
+"""Which deliveries have settled and were not announced before: a watermark over all patients of a path."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from airflow_provider_healthex.delivery.listing import Look, utc_now
+from airflow_provider_healthex.delivery.skipscan import Rows, scan_all
+from airflow_provider_healthex.delivery.template import expand, literal_prefix, names_patient, parse_key, variables
+from airflow_provider_healthex.exceptions import HealthExConfigurationError
+
+#: The most deliveries of one event.
+MAX_DELIVERIES = 1_000
+
+#: Seconds for which what was announced is remembered by patient. S3 dates an upload of several parts by its beginning:
+#: an object may appear with a time this long gone.
+LATENESS = 3600
+
+#: The most patients remembered so: the state is one value in the asset state store, where 64 KB are good manners.
+MAX_REMEMBERED = 2_000
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+#: A delivery's place in the order of announcements: seconds since the epoch, and its patient's digest.
+Place = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """
+    A delivery that has settled.
+
+    :param values: the path's variables.
+    :param object_count: objects since the last announcement of this patient.
+    :param last_modified: the newest of them (UTC).
+    """
+
+    values: Mapping[str, str]
+    object_count: int
+    last_modified: datetime
+
+
+@dataclass(frozen=True)
+class Announced:
+    """
+    What has been announced: everything up to ``watermark``, and beyond it ``later``.
+
+    A single moment would miss or repeat: deliveries settle in another order than their newest objects', and there may
+    be more at one moment than an event takes. So the watermark is a place in the order of (newest object, patient),
+    stays behind whatever isn't settled or announced yet, and for patients announced beyond it, the newest object's
+    time is kept. Patients are digests here: the store of the state is no place for ids.
+
+    :param watermark: seconds since the epoch, and a patient's digest.
+    :param later: by digest, the newest announced object's time.
+    """
+
+    watermark: Place
+    later: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def since(cls, moment: datetime) -> Announced:
+        """Start behind everything that was modified before a moment."""
+        return cls((seconds(moment) - 1, "~"))
+
+    def floor(self, digest: str) -> int:
+        """Return the time up to which this patient's objects have been announced."""
+        moment, last = self.watermark
+        return max(self.later.get(digest, 0), moment if digest <= last else moment - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"watermark": list(self.watermark), "later": dict(self.later)}
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Announced | None:
+        """Read the JSON form, or return None where it is none."""
+        try:
+            moment, digest = value["watermark"]
+            later = {str(key): int(newest) for key, newest in value["later"].items()}
+            return cls((int(moment), str(digest)), later)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return None
+
+
+@dataclass(slots=True)
+class _Fresh:
+    """What one listing shows of a patient since their last announcement."""
+
+    values: dict[str, str]
+    floor: int
+    count: int = 0
+    first: int = 0
+    newest: int = 0
+
+
+@dataclass(frozen=True)
+class Feed:
+    """
+    The deliveries under a path.
+
+    :param path: the template; ends in ``/``, or is one key a patient.
+    :param quiet_period: seconds since a patient's newest object.
+    :raises HealthExConfigurationError: where the path can't be read, or doesn't name the patient.
+    """
+
+    path: str
+    quiet_period: float
+
+    def __post_init__(self) -> None:
+        if not names_patient(self.path):
+            raise HealthExConfigurationError(
+                f"bucket_key is {self.path!r}, which doesn't name the patient, so that deliveries can't be told apart: "
+                "put {healthexPatientId} or {externalId} into it."
+            )
+
+    def look(
+        self, announced: Announced, clock: Callable[[], datetime] = utc_now
+    ) -> Look[tuple[list[Delivery], Announced]]:
+        """
+        Look once at everything under the path: S3 can't be asked for what is new.
+
+        :param announced: what has been announced.
+        :returns: the deliveries to announce now, in the order they settled in, and what has been announced then.
+        """
+        seen: dict[str, _Fresh] = {}
+        reader = _Reader(self.path)
+
+        def take(rows: Rows) -> None:
+            for row in rows:
+                values = reader.read(row["Key"])
+                if values is not None and (row["Size"] or row["Key"][-1] != "/"):
+                    self._count(seen, values, reader.digest, seconds(row["LastModified"]), announced)
+
+        now = (yield from scan_all(literal_prefix(self.path), take)) or clock()
+        return self._decide(seen, announced, seconds(now))
+
+    @staticmethod
+    def _count(
+        seen: dict[str, _Fresh], values: dict[str, str], digest: str, modified: int, announced: Announced
+    ) -> None:
+        one = seen.get(digest)
+        if one is None:
+            one = seen[digest] = _Fresh(values, announced.floor(digest))
+        if modified > one.floor:
+            one.count += 1
+            one.first = min(one.first or modified, modified)
+            one.newest = max(one.newest, modified)
+
+    def _decide(self, seen: Mapping[str, _Fresh], announced: Announced, now: int) -> tuple[list[Delivery], Announced]:
+        fresh = {digest: one for digest, one in seen.items() if one.count}
+        settled = sorted((one.newest, digest) for digest, one in fresh.items() if now - one.newest >= self.quiet_period)
+        told, rest = settled[:MAX_DELIVERIES], settled[MAX_DELIVERIES:]
+        deliveries = [
+            Delivery(fresh[digest].values, fresh[digest].count, _EPOCH + timedelta(seconds=newest))
+            for newest, digest in told
+        ]
+        later = {**announced.later, **{digest: newest for newest, digest in told}}
+        untold = fresh.keys() - {digest for _, digest in told}
+        return deliveries, self._advance(announced.watermark, later, fresh, untold, rest, now)
+
+    def _advance(
+        self,
+        watermark: Place,
+        later: dict[str, int],
+        fresh: Mapping[str, _Fresh],
+        untold: set[str],
+        rest: list[Place],
+        now: int,
+    ) -> Announced:
+        """Move the watermark up as far as nothing is lost, and forget what it has passed."""
+        # Behind what hasn't been told: its first object, or it would be counted short.
+        limits = [now - int(self.quiet_period) - LATENESS, *(fresh[digest].first - 1 for digest in untold)]
+        watermark = max(watermark, (min(limits), "~"))
+        places = sorted((newest, digest) for digest, newest in later.items() if (newest, digest) > watermark)
+        excess = places[: max(0, len(places) - MAX_REMEMBERED)]
+        if rest:  # Settled and waiting for the next event: these must not be passed.
+            excess = [place for place in excess if place < rest[0]]
+        if excess:
+            watermark, places = excess[-1], places[len(excess) :]
+        return Announced(watermark, {digest: newest for newest, digest in places})
+
+
+class _Reader:
+    """The variables and the digest of keys' patients; a patient's keys follow each other, so the last is remembered."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._names = variables(path)
+        self._prefix: str | None = None
+        self._values: dict[str, str] = {}
+        self.digest = ""
+
+    def read(self, key: str) -> dict[str, str] | None:
+        """Return the variables of a key, or None for one that isn't the path's or can be read in two ways."""
+        if self._prefix is not None and key.startswith(self._prefix):
+            return self._values
+        try:
+            values = parse_key(self._path, key)
+        except HealthExConfigurationError:
+            return None
+        if values is not None:
+            self._values = values
+            self._prefix = expand(self._path, values).prefix if self._path.endswith("/") else None
+            identity = "\0".join(values[name] for name in self._names)
+            self.digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+        return values
+
+
+def seconds(moment: datetime) -> int:
+    """Return whole seconds since the epoch."""
+    return int(moment.timestamp())

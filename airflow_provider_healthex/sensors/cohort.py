@@ -1,0 +1,404 @@
+"""Waiting until the refreshed data of a cohort has landed in S3: one task and one trigger for all its patients."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
+
+from airflow.providers.amazon.aws.utils.mixins import aws_template_fields
+from airflow.providers.common.compat.sdk import AirflowFailException, Asset, conf
+
+from airflow_provider_healthex.arguments import baseline, fraction
+from airflow_provider_healthex.client.models import whole_seconds
+from airflow_provider_healthex.delivery import (
+    AllSettled,
+    CohortExpectation,
+    CohortWait,
+    Member,
+    Settled,
+    StoredObject,
+    Waiting,
+    expand,
+)
+from airflow_provider_healthex.delivery.listing import Look
+from airflow_provider_healthex.delivery.manifest import manifest_lines
+from airflow_provider_healthex.delivery.template import names_patient, variables
+from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
+from airflow_provider_healthex.s3 import Bucket
+from airflow_provider_healthex.sensors.arrival import ArrivalSensor, bucket_and_paths, recognized
+from airflow_provider_healthex.triggers.healthex import HealthExCohortArrivalTrigger
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+#: The most patients that one task takes; and, deferred, with MySQL, whose column for a trigger holds 64 KB.
+MAX_PATIENTS, MAX_PATIENTS_MYSQL = 10_000, 500
+
+_CHUNK = "Wait for chunks of it: HealthExUpdateCohortOperator and this sensor with .expand() over lists of patients"
+_FROM_UPDATE = "each patient's comes from update=…"
+_MANIFEST_IN_MEMORY = 8 * 1024 * 1024  # bytes
+_MISSING_LOGGED = 20
+_ATTEMPTS, _PAUSE = 4, 15  # at listing what has arrived; seconds between them
+
+
+class HealthExCohortArrivalSensor(ArrivalSensor):
+    """
+    Waits for a delivery newer than the request for every patient of a cohort, in S3, with one task.
+
+    Each patient in progress is judged by their own request's time as :class:`HealthExDataArrivalSensor` does: at
+    least ``min_objects`` objects modified since, and none for ``quiet_period`` seconds by S3's clock. Those who must
+    act first or whose update failed aren't waited for. A patient who has arrived is not looked at again.
+
+    One look costs about as many requests as the lesser of: the pages (1,000 objects) under the path's part that all
+    share, and the missing patients. Where the patient is no literal beginning of the path (a glob stands before them)
+    it costs those pages. It needs a general purpose bucket: directory buckets (S3 Express) list in no order.
+
+    Deferred, the trigger's row holds every patient's id and seconds: up to 10,000 patients, and 500 with a MySQL
+    metadata database. A worker of Airflow 3 isn't told which database there is: more than 500 are warned of there.
+
+    :param update: the cohort operator's output, ``update=refresh.output`` (templated).
+    :param bucket_key: where HealthEx delivers (templated): one string, with ``{healthexPatientId}`` or
+        ``{externalId}``, which comes from the update's entries; otherwise as in :class:`HealthExDataArrivalSensor`.
+    :param bucket_name: the bucket, where ``bucket_key`` is no URL (templated).
+    :param min_fraction: the fraction of the patients in progress, 0 to 1, who must have arrived at the deadline for the
+        task to succeed. Until then it waits for all.
+    :param project_id: the project (templated); before ``update``'s, like the next.
+    :param org_id: the organisation (templated).
+    :param min_objects: objects that must have come for each patient.
+    :param marker: the name of the file that ends a delivery, or its ending where it begins with a dot; a fresh one
+        is then required instead of ``quiet_period``, and isn't counted.
+    :param quiet_period: seconds since a patient's newest object, 300 by default.
+    :param clock_skew: seconds by which S3's clock may be behind HealthEx's, 2 by default.
+    :param manifest_key: a key to write a JSON line for each object of those who arrived to (templated); may contain
+        ``{orgId}`` and ``{projectId}``. It costs one more listing, on the worker.
+    :param wildcard_match: read ``bucket_key`` as a glob.
+    :param deferrable: wait on the triggerer.
+    :param aws_conn_id: the AWS connection (templated).
+    :param poke_interval: seconds between two looks, 120 by default.
+    :param timeout: seconds until the deadline, 24 hours by default; there is one last look then. ``soft_fail`` turns
+        its failure into a skip, and no other.
+    :returns: ``bucket``, ``arrived``: for each ``patient_id``, ``prefix``, ``object_count``, ``last_modified``;
+        ``missing``: the ids of the others; ``arrived_count``, ``missing_count``, ``manifest``. Where nobody is in
+        progress it succeeds at once, with empty lists: whether that is a failure was the operator's decision.
+    :raises HealthExConfigurationError: on construction, for an argument that can't be used.
+    :raises AirflowFailException: from the typed error, for what waiting can't mend.
+    :raises AirflowSensorTimeout: where fewer than ``min_fraction`` arrived in time.
+    """
+
+    trigger_class = HealthExCohortArrivalTrigger
+    refused_arguments: ClassVar[Mapping[str, str]] = {
+        "since": _FROM_UPDATE,
+        "patient_id": _FROM_UPDATE,
+        "external_id": _FROM_UPDATE,
+        "on_patient_action": "those who must act have no request of their own and aren't waited for; the operator's "
+        "output lists them",
+    }
+    template_fields: Sequence[str] = aws_template_fields(
+        "bucket_key", "bucket_name", "update", "project_id", "org_id", "manifest_key"
+    )
+
+    def __init__(
+        self,
+        *,
+        update: Any,
+        bucket_key: str,
+        bucket_name: str | None = None,
+        min_fraction: float = 1.0,
+        project_id: str | None = None,
+        org_id: str | None = None,
+        min_objects: int = 1,
+        marker: str | None = None,
+        quiet_period: float = 300,
+        clock_skew: float = 2,
+        manifest_key: str | None = None,
+        wildcard_match: bool = False,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poke_interval: timedelta | float = 120,
+        timeout: timedelta | float = 24 * 60 * 60,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            bucket_key=bucket_key,
+            bucket_name=bucket_name,
+            min_objects=min_objects,
+            marker=marker,
+            quiet_period=quiet_period,
+            clock_skew=clock_skew,
+            wildcard_match=wildcard_match,
+            deferrable=deferrable,
+            poke_interval=poke_interval,
+            timeout=timeout,
+            **kwargs,
+        )
+        self.update = update
+        self.min_fraction = fraction("min_fraction", min_fraction)
+        self.project_id = project_id
+        self.org_id = org_id
+        self.manifest_key = manifest_key
+
+    def _resolve(self) -> _CohortDelivery:
+        answer = _one_cohort(self.update)
+        bucket, paths = bucket_and_paths(self.bucket_name, self.bucket_key)
+        if len(paths) != 1:
+            raise HealthExConfigurationError(
+                f"bucket_key names {len(paths)} paths; a cohort is waited for on one. Give the path that all share."
+            )
+        values = {
+            "projectId": self.project_id or answer.get("project_id"),
+            "orgId": self.org_id or recognized(answer.get("organization_id")),
+        }
+        since, members = _members(answer["in_progress"], paths[0])
+        self._refuse_too_many(len(members))
+        wait = CohortWait(
+            CohortExpectation(
+                path=paths[0],
+                values=values,
+                since=since,
+                members=members,
+                wildcard=self.wildcard_match,
+                clock_skew=self.clock_skew,
+                min_objects=self.min_objects,
+                quiet_period=self.quiet_period,
+                marker=self.marker,
+            )
+        )
+        for target in wait.targets[:1]:
+            self._check_kind(target)
+        manifest = self._check_manifest(self._manifest(values), wait.targets) if self.manifest_key else None
+        return _CohortDelivery(self._bucket(bucket), wait, manifest)
+
+    def _manifest(self, values: Mapping[str, str | None]) -> Any:
+        key = str(self.manifest_key)
+        if names_patient(key):
+            raise HealthExConfigurationError(
+                f"manifest_key is {key!r}: there is one manifest for the cohort, so give a key without the patient."
+            )
+        return expand(key, values)
+
+    def _refuse_too_many(self, count: int) -> None:
+        if count > MAX_PATIENTS:
+            raise HealthExConfigurationError(
+                f"The cohort has {count:,} patients in progress, more than the {MAX_PATIENTS:,} of one task. {_CHUNK}."
+            )
+        if count <= MAX_PATIENTS_MYSQL or not self.deferrable:
+            return
+        database = _database()
+        limit = f"{MAX_PATIENTS_MYSQL} that a trigger's row holds with a MySQL metadata database"
+        if database == "mysql":
+            raise HealthExConfigurationError(
+                f"The cohort has {count:,} patients in progress, more than the {limit}. {_CHUNK}, or wait with "
+                "mode='reschedule'."
+            )
+        if database is None:
+            self.log.warning("%s patients are more than the %s; if yours is one, use chunks.", f"{count:,}", limit)
+
+    def _conclude(self, verdict: AllSettled, context: Context) -> dict[str, Any]:
+        delivery: _CohortDelivery = self._delivery
+        result = self._finish(delivery.wait.settled, context, least=0)
+        assert result is not None
+        return result
+
+    def _conclude_event(self, event: Mapping[str, Any], context: Context) -> dict[str, Any] | None:
+        arrived = self._seen_by_trigger(event)
+        result = self._finish(arrived, context, least=len(arrived))
+        if result is None:
+            self.log.warning("Some deliveries are not there any more, waiting again.")
+        return result
+
+    def _at_deadline(self, event: Mapping[str, Any], context: Context) -> Any:
+        delivery: _CohortDelivery = self._delivery
+        arrived = self._seen_by_trigger(event) if "missing" in event else delivery.wait.settled
+        least = self.min_fraction * len(delivery.wait.targets)
+        result = self._finish(arrived, context, least=least) if _suffices(len(arrived), least) else None
+        if result is None:
+            self._log_missing(arrived)
+            self._time_out(str(event["message"]))
+        return result
+
+    def _unreported(self, context: Context) -> Any:
+        """Look once more: whoever ended the wait, what has arrived at the deadline counts."""
+        try:
+            found = self.poke(context)
+            if found:
+                return found.xcom_value
+            reason = f"no triggerer reported until the deadline; is one running? {self._last_seen}"
+            return self._at_deadline({"message": reason}, context)
+        except HealthExConfigurationError as error:
+            raise AirflowFailException(str(error)) from error
+
+    def _seen_by_trigger(self, event: Mapping[str, Any]) -> list[int]:
+        missing = int(str(event.get("missing") or "0"), 16)
+        return [index for index in range(len(self._delivery.wait.targets)) if not missing >> index & 1]
+
+    def _log_missing(self, arrived: Collection[int]) -> None:
+        members = self._delivery.wait.expectation.members
+        missing = [member.patient_id for index, member in enumerate(members) if index not in arrived]
+        self.log.error(
+            "%s of %s patients are missing, and min_fraction is %g: %s%s",
+            f"{len(missing):,}",
+            f"{len(members):,}",
+            self.min_fraction,
+            ", ".join(missing[:_MISSING_LOGGED]),
+            ", …" if len(missing) > _MISSING_LOGGED else "",
+        )
+
+    def _finish(self, arrived: Collection[int], context: Context, *, least: float) -> dict[str, Any] | None:
+        """Return the result for those who arrived, or None where fewer than ``least`` are still there."""
+        delivery: _CohortDelivery = self._delivery
+        settled, manifest = delivery.wait.settled, None
+        with tempfile.SpooledTemporaryFile(_MANIFEST_IN_MEMORY) as lines:
+            # What the triggerer saw isn't in its event, but for who it was: it would be too much for the database.
+            if delivery.manifest_key or any(index not in settled for index in arrived):
+                settled = self._list_again(arrived, cast("IO[bytes]", lines))
+            if not _suffices(len(settled), least):
+                return None
+            if delivery.manifest_key:
+                lines.seek(0)
+                delivery.bucket.put(delivery.manifest_key, cast("IO[bytes]", lines))
+                manifest = f"s3://{delivery.bucket.name}/{delivery.manifest_key}"
+        return self._result(delivery.result(settled, manifest), context)
+
+    def _list_again(self, arrived: Collection[int], manifest: IO[bytes]) -> dict[int, Settled]:
+        """List the fresh objects of those who arrived, a manifest's line for each."""
+        delivery: _CohortDelivery = self._delivery
+        root, members = f"s3://{delivery.bucket.name}/", delivery.wait.expectation.members
+
+        def sink(index: int, objects: Iterator[StoredObject]) -> None:
+            if delivery.manifest_key:
+                lines = manifest_lines(objects, root=root, patient_id=members[index].patient_id)
+                manifest.writelines(f"{line}\n".encode() for line in lines)
+
+        reason = ""
+        for attempt in range(_ATTEMPTS):
+            time.sleep(min(self.poke_interval, _PAUSE) if attempt else 0)
+            manifest.seek(0)
+            manifest.truncate()
+            found = delivery.bucket.look(delivery.wait.collect(arrived, sink))
+            if not isinstance(found, Waiting):
+                return found
+            reason = found.reason
+        raise HealthExError(f"{reason}: the deliveries are there, and a retry of the task lists them.")
+
+    def _result(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
+        self.log.info(
+            "Arrived for %s of the cohort, %s missing", f"{result['arrived_count']:,}", f"{result['missing_count']:,}"
+        )
+        for outlet in self.outlets or ():
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra.update({key: result[key] for key in _EVENT_EXTRA})
+        return result
+
+
+#: What downstream DAGs are told by asset events: no ids.
+_EVENT_EXTRA = ("arrived_count", "missing_count")
+
+
+@dataclass(frozen=True)
+class _CohortDelivery:
+    """One cohort's wait, resolved."""
+
+    bucket: Bucket
+    wait: CohortWait
+    manifest_key: str | None
+
+    @property
+    def name(self) -> str:
+        """What logs call it."""
+        return "a cohort"
+
+    def look(self) -> Look[AllSettled | Waiting]:
+        """Return the steps of one look."""
+        return self.wait.look()
+
+    def trigger_arguments(self) -> dict[str, Any]:
+        """Return what its trigger needs of it."""
+        return {"expectation": self.wait.expectation.to_dict()}
+
+    def result(self, settled: Mapping[int, Settled], manifest: str | None) -> dict[str, Any]:
+        """Return the sensor's result, in the update's order."""
+        members = self.wait.expectation.members
+        missing = [member.patient_id for index, member in enumerate(members) if index not in settled]
+        return {
+            "bucket": self.bucket.name,
+            "arrived": [
+                {
+                    "patient_id": members[index].patient_id,
+                    "prefix": self.wait.targets[index].prefix,
+                    "object_count": settled[index].object_count,
+                    "last_modified": whole_seconds(settled[index].last_modified),
+                }
+                for index in sorted(settled)
+            ],
+            "missing": missing,
+            "arrived_count": len(settled),
+            "missing_count": len(missing),
+            "manifest": manifest,
+        }
+
+
+def _suffices(count: int, least: float) -> bool:
+    # 0.7 of 10 is 7, and not 7.000000000000001.
+    return count >= least - 1e-9
+
+
+def _one_cohort(update: Any) -> dict[str, Any]:
+    """Return a cohort's answer, and say what else it is if it isn't one."""
+    if isinstance(update, Mapping) and "in_progress" in update:
+        entries = update["in_progress"]
+        if isinstance(entries, Sequence) and not isinstance(entries, str):
+            return dict(update)
+        what = f"a dict whose in_progress is a {type(entries).__name__}"
+    elif isinstance(update, Mapping) and "patient_id" in update:
+        what = "one patient's: wait for it with HealthExDataArrivalSensor"
+    elif isinstance(update, str):
+        what = "a string: give update=refresh.output itself, not a template of it"
+    elif isinstance(update, Sequence):
+        what = "several: wait for each with HealthExCohortArrivalSensor.partial(…).expand(update=refresh.output)"
+    else:
+        what = f"a {type(update).__name__}"
+    raise HealthExConfigurationError(f"update must be the output of HealthExUpdateCohortOperator, and is {what}.")
+
+
+def _members(entries: Sequence[Any], path: str) -> tuple[datetime, tuple[Member, ...]]:
+    """Return the earliest baseline, and the patients with their seconds since it."""
+    if not names_patient(path):
+        raise HealthExConfigurationError(
+            f"bucket_key is {path!r}, which doesn't name the patient, so that deliveries can't be told apart: put "
+            "{healthexPatientId} or {externalId} into it."
+        )
+    whole = [entry for entry in entries if isinstance(entry, Mapping) and entry.get("patient_id")]
+    if len(whole) < len(entries) or not all(entry.get("requested_at") for entry in whole):
+        raise HealthExConfigurationError(
+            "update['in_progress'] has entries without patient_id or requested_at: give the operator's output as it is."
+        )
+    named = "externalId" in variables(path)
+    nameless = sum(1 for entry in whole if not entry.get("external_id"))
+    if named and nameless:
+        raise HealthExConfigurationError(
+            f"The path {path!r} needs {{externalId}}, and {nameless:,} of {len(whole):,} patients have none: "
+            "give the cohort operator patient_ids=[{'patient_id': …, 'external_id': …}, …]."
+        )
+    baselines = [baseline("update['in_progress'][…]['requested_at']", entry["requested_at"]) for entry in whole]
+    earliest = min(baselines, default=datetime.now(timezone.utc).replace(microsecond=0))
+    return earliest, tuple(
+        Member(
+            patient_id=entry["patient_id"],
+            offset=int((since - earliest).total_seconds()),
+            external_id=entry["external_id"] if named else None,
+        )
+        for entry, since in zip(whole, baselines, strict=True)
+    )
+
+
+def _database() -> str | None:
+    """Return the metadata database's kind, or None where this process isn't told: Airflow 3 hides it from workers."""
+    try:
+        url = conf.get("database", "sql_alchemy_conn", fallback="") or ""
+    except Exception:  # the command or secret it would come from isn't the worker's to read
+        return None
+    kind = url.partition(":")[0].partition("+")[0].lower()
+    return {"mariadb": "mysql", "mysql": "mysql", "postgresql": "postgresql", "sqlite": "sqlite"}.get(kind)

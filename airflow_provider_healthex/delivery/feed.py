@@ -52,7 +52,9 @@ class Announced:
     A single moment would miss or repeat: deliveries settle in another order than their newest objects', and there may
     be more at one moment than an event takes. So the watermark is a place in the order of (newest object, patient),
     stays behind whatever isn't settled or announced yet, and for patients announced beyond it, the newest object's
-    time is kept. Patients are digests here: the store of the state is no place for ids.
+    time is kept, of at most :data:`MAX_REMEMBERED`. Where that is too few, the watermark passes the beginning of
+    deliveries that still go on: they are told of once all the same, and their objects counted short.
+    Patients are digests here: the store of the state is no place for ids.
 
     :param watermark: seconds since the epoch, and a patient's digest.
     :param later: by digest, the newest announced object's time.

@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_healthex.get_provider_info import CONN_FIELDS
-from airflow_provider_healthex.operators.healthex import HealthExUpdatePatientOperator
-from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
+from airflow_provider_healthex.operators.healthex import (
+    HealthExListConsentedPatientsOperator,
+    HealthExUpdateCohortOperator,
+    HealthExUpdatePatientOperator,
+)
+from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor, HealthExDataArrivalSensor
+from airflow_provider_healthex.triggers.healthex import HealthExDeliveryTrigger
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,7 +34,17 @@ def test_its_json_is_json(block):
     json.loads(block)
 
 
-@pytest.mark.parametrize("operator", [HealthExUpdatePatientOperator, HealthExDataArrivalSensor])
+@pytest.mark.parametrize(
+    "operator",
+    [
+        HealthExUpdatePatientOperator,
+        HealthExUpdateCohortOperator,
+        HealthExListConsentedPatientsOperator,
+        HealthExDataArrivalSensor,
+        HealthExCohortArrivalSensor,
+        HealthExDeliveryTrigger,
+    ],
+)
 def test_it_names_every_parameter(operator):
     for name in inspect.signature(operator.__init__).parameters:
         if name not in ("self", "kwargs"):
@@ -45,6 +60,12 @@ def test_it_names_every_field_of_the_connection():
 def test_its_make_targets_exist(target):
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_the_links_of_the_pages_lead_somewhere():
+    for page in (ROOT / "docs").glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_its_links_lead_somewhere():

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 import tempfile
 from dataclasses import asdict
@@ -22,6 +23,8 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 def main(arguments: list[str] | None = None) -> int:
     """Run what was asked for, and return 1 if a target was missed."""
     options = _parser().parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):  # what was started is stopped on the way out
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as home:
         # Before Airflow is imported: nothing of an Airflow that is in use is read or written.
         os.environ.update({"AIRFLOW_HOME": home, "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING"})

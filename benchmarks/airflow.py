@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import subprocess
 import tempfile
@@ -98,7 +99,7 @@ def running(sandbox: Sandbox, dags: Sequence[str], variables: dict[str, str]) ->
     :raises Unavailable: where PostgreSQL or its driver isn't installed.
     """
     try:
-        import psycopg2
+        psycopg2 = importlib.import_module("psycopg2")
     except ModuleNotFoundError as error:
         raise Unavailable("it needs PostgreSQL's driver: pip install psycopg2-binary asyncpg") from error
 

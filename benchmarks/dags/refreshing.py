@@ -15,9 +15,10 @@ from airflow_provider_healthex.operators.healthex import HealthExUpdateCohortOpe
 from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor
 
 PATIENTS: list[str] = json.loads(os.environ.get("BENCH_PATIENT_IDS", '["patient-00001"]'))
+MAPPED: list[str] = json.loads(os.environ.get("BENCH_MAPPED_IDS", '["patient-00002"]'))
 BUCKET = os.environ.get("BENCH_BUCKET", "healthex-deliveries")
 PROJECT = "project-demo"
-WAIT = {"deferrable": True, "poke_interval": 5, "timeout": 3600}
+WAIT: dict[str, Any] = {"deferrable": True, "poke_interval": 5, "timeout": 3600}
 
 
 @task
@@ -54,7 +55,7 @@ def _moment(value: datetime | str) -> datetime:
 
 
 with DAG("bench_mapped", schedule=None):
-    asked = ask.expand(patient_id=PATIENTS)
+    asked = ask.expand(patient_id=MAPPED)
     arrival = S3KeySensor.partial(
         task_id="arrival",
         bucket_name=BUCKET,
@@ -62,7 +63,7 @@ with DAG("bench_mapped", schedule=None):
         check_fn=is_fresh,
         metadata_keys=["LastModified"],
         **WAIT,
-    ).expand(bucket_key=[f"d/{PROJECT}/{patient_id}/*" for patient_id in PATIENTS])
+    ).expand(bucket_key=[f"d/{PROJECT}/{patient_id}/*" for patient_id in MAPPED])
     asked >> arrival
 
 with DAG("bench_cohort", schedule=None):

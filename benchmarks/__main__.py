@@ -11,6 +11,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
 from benchmarks.report import Report, Unavailable, as_text, machine, page
 
@@ -27,8 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as home:
         # Before Airflow is imported: nothing of an Airflow that is in use is read or written.
-        os.environ.update({"AIRFLOW_HOME": home, "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING"})
-        return _run(options)
+        own = {"AIRFLOW_HOME": home, "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING"}
+        with mock.patch.dict(os.environ, own):
+            return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -44,7 +44,8 @@ class Bucket:
     def put(self, key: str, body: bytes = b"{}") -> datetime:
         """Put an object and return its LastModified."""
         self.client.put_object(Bucket=self.name, Key=key, Body=body)
-        return self.client.head_object(Bucket=self.name, Key=key)["LastModified"]
+        (row,) = self.client.list_objects_v2(Bucket=self.name, Prefix=key, MaxKeys=1)["Contents"]
+        return row["LastModified"]
 
     def keys(self) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)

@@ -31,9 +31,7 @@ with DAG("cohort_every_mode", schedule=None) as cohort_every_mode:
         )
 
 with DAG("cohort_one_misses", schedule=None) as cohort_one_misses:
-    asked_more = HealthExUpdateCohortOperator(
-        task_id="refresh", patient_ids=[*COMING, patients.NOTHING_CHANGED]
-    ).output
+    asked_more = HealthExUpdateCohortOperator(task_id="refresh", patient_ids=[*COMING, patients.NOTHING_CHANGED]).output
     for task_id, how in MODES.items():
         for name, arguments in {"enough": {"min_fraction": 0.75}, "fails": {}, "skips": {"soft_fail": True}}.items():
             HealthExCohortArrivalSensor(

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import signal
 import socket
-import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from end_to_end.running import HAS_STATE_STORE, HAS_WATCHERS, RunningAirflow, wait_for
 
 from airflow_provider_healthex.sandbox import Sandbox
 from airflow_provider_healthex.sandbox.airflow import AirflowHome
+
+#: Patients of the cohort that a killed task asks for.
+COHORT = 500
 
 
 def free_port() -> int:
@@ -26,57 +33,24 @@ def free_port() -> int:
         return port
 
 
-@dataclass
-class RunningAirflow:
-    """``airflow standalone``, driven by its command line and read from its database."""
-
-    home: AirflowHome
-    sandbox: Sandbox
-
-    def trigger(self, dag_id: str, run_id: str, **conf: Any) -> None:
-        arguments = {"bucket": self.sandbox.bucket, **conf}
-        self.home.run("dags", "trigger", dag_id, "--run-id", run_id, "--conf", json.dumps(arguments))
-
-    def clear(self, dag_id: str) -> None:
-        self.home.run("tasks", "clear", "--yes", dag_id)
-
-    def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        with sqlite3.connect(f"file:{self.home.path}/airflow.db?mode=ro", uri=True, timeout=30) as database:
-            return database.execute(sql, values).fetchall()
-
-    def states(self, run_id: str) -> dict[str, str]:
-        return dict(self.query("select task_id, state from task_instance where run_id = ?", run_id))
-
-    def result(self, run_id: str, task_id: str) -> Any:
-        ((value,),) = self.query(
-            "select value from xcom where run_id = ? and task_id = ? and key = 'return_value'", run_id, task_id
-        )
-        while isinstance(value, str | bytes):
-            value = json.loads(value)
-        return value
-
-    def wait(self, run_id: str, *, not_before: int = 1, seconds: float = 90) -> str:
-        """Wait until a run has ended (for the ``not_before``-th time, of its task's tries) and return its state."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            rows = self.query("select state from dag_run where run_id = ?", run_id)
-            tries = self.query("select max(try_number) from task_instance where run_id = ?", run_id)
-            if rows and rows[0][0] in ("success", "failed") and (tries[0][0] or 0) >= not_before:
-                return str(rows[0][0])
-            time.sleep(0.5)
-        raise AssertionError(f"{run_id} has not ended: {self.states(run_id)}")
-
-
 @pytest.fixture(scope="session")
 def real_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAirflow]:
     path = tmp_path_factory.mktemp("standalone")
+    delivered: list[str] = []
+
+    def note(event: str, details: dict[str, Any]) -> None:
+        if event == "delivered":
+            delivered.append(details["patient_id"])
+
     # Longer than a slow machine takes from one task to the next, so that there is something to wait for.
-    with Sandbox(delay=12) as sandbox:
+    # Some of the cohort get nothing, and aren't the killed task's.
+    with Sandbox(delay=12, cohort=COHORT + 20, latency=0.05, on_event=note) as sandbox:
         port = free_port()
         home = AirflowHome(
             path,
-            Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]),
+            unscheduled(Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]), tmp_path_factory.mktemp("dags")),
             {
+                "HEALTHEX_EXAMPLE_BUCKET": sandbox.bucket,
                 "HEALTHEX_EXAMPLE_POKE_INTERVAL": "5",
                 "HEALTHEX_EXAMPLE_QUIET_PERIOD": "1",
                 "AIRFLOW__API__PORT": str(port),
@@ -88,6 +62,11 @@ def real_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAi
                 "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
                 "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
                 "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "false",
+                # How soon a dead worker and a dead triggerer are noticed: minutes by default.
+                "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
+                "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
+                "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
+                "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
                 "AIRFLOW__WEBSERVER__WEB_SERVER_PORT": str(port),
                 "AIRFLOW__WEBSERVER__WEB_SERVER_HOST": "127.0.0.1",
             },
@@ -103,19 +82,77 @@ def real_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAi
         )
         with (
             (path / "standalone.log").open("w") as log,
-            home.start("standalone", stdout=log, stderr=subprocess.STDOUT),
+            home.start("standalone", stdout=log, stderr=subprocess.STDOUT) as process,
         ):
-            running = RunningAirflow(home, sandbox)
-            wait_until_parsed(running)
-            running.tokens = [stored["password"]]  # type: ignore[attr-defined]
-            yield running
+            running = RunningAirflow(home, sandbox, process, [stored["password"]], delivered)
+            with running.later:
+                wait_until_ready(running)
+                yield running
 
 
-def wait_until_parsed(running: RunningAirflow) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        known = {dag_id for (dag_id,) in running.query("select dag_id from serialized_dag")}
-        if {"refresh_patient", "killed"} <= known:
-            return
-        time.sleep(0.5)
-    raise AssertionError("Airflow has not parsed the DAGs")
+def unscheduled(dags_folder: Path, copy: Path) -> Path:
+    """Copy the DAGs without their cron schedules, so that the day of the month starts no run."""
+    shutil.copytree(dags_folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in copy.glob("example_dags/*.py"):
+        file.write_text(re.sub(r'schedule="@\w+"', "schedule=None", file.read_text()))
+    return copy
+
+
+def wait_until_ready(running: RunningAirflow) -> None:
+    """Wait until the DAGs are known, and the watcher of the example has begun."""
+    expected = {file.stem for file in Path(running.home.environment["AIRFLOW__CORE__DAGS_FOLDER"]).glob("*/*.py")}
+    assert {"refresh_patient", "on_delivery", "killed_cohort"} <= expected
+    needed = {"refresh_patient", "killed", "killed_cohort", "cohort_waits", *(["on_delivery"] if HAS_WATCHERS else [])}
+    wait_for(
+        "Airflow has parsed the DAGs",
+        lambda: needed <= {dag_id for (dag_id,) in running.query("select dag_id from serialized_dag")},
+    )
+    if HAS_STATE_STORE:
+        wait_for("the watcher has begun", lambda: running.query("select 1 from asset_state_store"), seconds=60)
+    elif HAS_WATCHERS:
+        wait_for("the watcher has begun", lambda: running.query("select 1 from trigger where triggerer_id > 0"))
+        time.sleep(5)
+
+
+@dataclass
+class Begun:
+    """What was started before the first test, as most of the time is spent waiting."""
+
+    #: Who of the cohort has an update that leads to nothing.
+    quiet: list[str]
+    asked_for: list[str]
+    #: How many the sandbox had been asked for when the worker was killed.
+    asked_when_killed: int = 0
+
+
+@pytest.fixture(scope="session")
+def begun(real_airflow: RunningAirflow) -> Begun:
+    """Start the runs that need nothing of each other; the worker of one is killed in the middle of its updates."""
+    sandbox = real_airflow.sandbox
+    scenarios = [sandbox.scenario(patient_id) for patient_id in sandbox.cohort]
+    quiet = [each.patient_id for each in scenarios if not each.files and not each.error]
+    begun = Begun(quiet, [each.patient_id for each in scenarios if each.patient_id not in quiet][:COHORT])
+    assert len(begun.asked_for) == COHORT
+    with ThreadPoolExecutor(2) as threads:
+        started = [
+            threads.submit(real_airflow.trigger, "refresh_patient", run_id, healthex_conn_id=conn_id)
+            for run_id, conn_id in {"minted": "healthex_default", "stored": "healthex_stored"}.items()
+        ]
+        if HAS_STATE_STORE:
+            real_airflow.trigger("killed_cohort", "killed_cohort", patient_ids=begun.asked_for)
+            begun.asked_when_killed = kill_in_the_middle(real_airflow, begun.asked_for)
+        for each in started:
+            each.result()
+    return begun
+
+
+def kill_in_the_middle(real_airflow: RunningAirflow, patient_ids: list[str]) -> int:
+    def asked() -> int:
+        counts = real_airflow.sandbox.asked_by_patient()
+        return sum(counts[each] for each in patient_ids)
+
+    wait_for("200 patients are asked for", lambda: asked() >= 200, every=0.02)
+    # The worker first, or it would tell Airflow of its task's end.
+    for process in json.loads((real_airflow.home.path / "killed_cohort.json").read_text()):
+        os.kill(process, signal.SIGKILL)
+    return asked()

@@ -30,7 +30,7 @@ _NOTE = (
 Page = dict[str, Any]
 
 
-def run(objects: int = 100_000, rounds: int = 3) -> Report:
+def run(objects: int = 100_000, rounds: int = 1) -> Report:
     """Decide over one patient's folder of so many objects, listed by boto3 over loopback."""
     now = datetime.now(timezone.utc).replace(microsecond=0)
     since = now - timedelta(hours=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 
 from airflow_provider_healthex.sandbox import Sandbox
 from benchmarks.airflow import running
@@ -17,12 +18,17 @@ _NOTES = (
 
 
 def run(patients: int = 10_000) -> Report:
-    """Run the cohort's DAG once."""
+    """Run a cohort's DAG once."""
     ids = accepted(patients)
-    with Sandbox(cohort=2 * patients, seed=SEED, delay=24 * 3600, earlier_deliveries=False) as sandbox:
-        variables = {"BENCH_PATIENT_IDS": json.dumps(ids), "BENCH_BUCKET": sandbox.bucket}
-        with running(sandbox, ("bench_cohort",), variables) as airflow:
-            ours = airflow.refresh("bench_cohort", sandbox, ids, 1, 900)
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".json") as file,
+        Sandbox(cohort=2 * patients, seed=SEED, delay=24 * 3600, earlier_deliveries=False) as sandbox,
+    ):
+        json.dump(ids, file)
+        file.flush()
+        variables = {"BENCH_PATIENTS_FILE": file.name, "BENCH_BUCKET": sandbox.bucket}
+        with running(sandbox, ("bench_scaling",), variables) as airflow:
+            ours = airflow.refresh("bench_scaling", sandbox, ids, 1, 900)
     peaks = ours.peaks
     return Report(
         name="scale",

@@ -120,9 +120,10 @@ class RunningAirflow:
     def start_triggerer(self) -> None:
         """Start another triggerer, for the rest of the session."""
         log = self.later.enter_context((self.home.path / "triggerer.log").open("w"))
-        self.later.enter_context(
+        process = self.later.enter_context(
             self.home.start("triggerer", "--skip-serve-logs", stdout=log, stderr=subprocess.STDOUT)
         )
+        self.later.callback(process.kill)
 
 
 def _command_line(process: psutil.Process) -> str:

@@ -52,12 +52,12 @@ def test_a_killed_triggerer_leaves_the_cohorts_deadline_and_the_announcements_as
         "the triggerer has looked for both cohorts",
         lambda: {name for name, _ in deadlines(real_airflow)} == {"all", "most"},
     )
-    before = deadlines(real_airflow)
     rows = trigger_rows(real_airflow)
     assert len(rows) == 2
     announced = wait_until_all_is_announced(real_airflow) if HAS_WATCHERS else Counter()
 
     real_airflow.kill_triggerer()
+    before = deadlines(real_airflow)
     for patient_id in [*everybody, *most[:2], patients.AUTHENTICATION_NEEDED_NEW_FACILITY]:
         real_airflow.sandbox.deliver(patient_id)
     assert trigger_rows(real_airflow) == rows

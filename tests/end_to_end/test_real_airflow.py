@@ -31,9 +31,8 @@ def test_the_wait_was_the_triggerers(real_airflow, refreshed):
     assert "Arrived for patient" in log
 
 
-def test_a_task_killed_after_the_answer_asks_once_over_its_retries_and_a_clear_asks_again(real_airflow):
+def test_a_task_killed_after_the_answer_asks_once_over_its_retries_and_a_clear_asks_again(real_airflow, begun):
     sandbox = real_airflow.sandbox
-    real_airflow.trigger("killed", "killed")
     assert real_airflow.wait("killed", seconds=120) == "success"
     first = real_airflow.result("killed", "refresh")
     assert sandbox.asked(patients.PARTIAL) == (1 if HAS_STATE_STORE else 2)

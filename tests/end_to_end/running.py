@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sqlite3
 import subprocess
 import time
@@ -123,7 +125,7 @@ class RunningAirflow:
         process = self.later.enter_context(
             self.home.start("triggerer", "--skip-serve-logs", stdout=log, stderr=subprocess.STDOUT)
         )
-        self.later.callback(process.kill)
+        self.later.callback(os.killpg, process.pid, signal.SIGKILL)  # nothing of it is needed, and it takes its time
 
 
 def _command_line(process: psutil.Process) -> str:

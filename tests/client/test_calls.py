@@ -30,8 +30,12 @@ def wire() -> Any:
                 lines.append(connection.recv(65536).split(b"\r\n")[0])
                 connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
-    threading.Thread(target=serve, daemon=True).start()
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}", lines
+    # close() does not wake it, and a restarted accept() would take the connections of the file number's next owner.
+    listener.shutdown(socket.SHUT_RDWR)
+    server.join()
     listener.close()
 
 

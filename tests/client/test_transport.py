@@ -150,8 +150,12 @@ def slammed() -> Iterator[tuple[int, list[int]]]:
                 if connection.recv(4096).startswith(b"CONNECT"):
                     connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
 
-    threading.Thread(target=serve, daemon=True).start()
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
     yield listener.getsockname()[1], accepted
+    # close() does not wake it, and a restarted accept() would take the connections of the file number's next owner.
+    listener.shutdown(socket.SHUT_RDWR)
+    server.join()
     listener.close()
 
 

@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
+    Asset,
     BaseSensorOperator,
     PokeReturnValue,
 )
@@ -219,6 +220,12 @@ class ArrivalSensor(S3KeySensor):
         """Never sleep past the deadline: there is one last look at it."""
         interval = super()._get_next_poke_interval(started_at, run_duration, poke_count)
         return float(max(0, min(interval, self.timeout - run_duration())))
+
+    def _tell_outlets(self, result: Mapping[str, Any], told: Sequence[str], context: Context) -> None:
+        """Put some of the result into the asset events of the task's outlets."""
+        for outlet in self.outlets or ():
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra.update({key: result[key] for key in told})
 
     def _bucket(self, name: str) -> Bucket:
         return Bucket(name, AwsAccess(self.aws_conn_id, self.region_name, self.verify, self.botocore_config))

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
 from airflow.providers.amazon.aws.utils.mixins import aws_template_fields
-from airflow.providers.common.compat.sdk import AirflowFailException, Asset, conf
+from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
 from airflow_provider_healthex.arguments import baseline, fraction
 from airflow_provider_healthex.client.models import whole_seconds
@@ -287,9 +287,7 @@ class HealthExCohortArrivalSensor(ArrivalSensor):
         self.log.info(
             "Arrived for %s of the cohort, %s missing", f"{result['arrived_count']:,}", f"{result['missing_count']:,}"
         )
-        for outlet in self.outlets or ():
-            if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra.update({key: result[key] for key in _EVENT_EXTRA})
+        self._tell_outlets(result, _EVENT_EXTRA, context)
         return result
 
 

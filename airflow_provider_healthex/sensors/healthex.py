@@ -9,7 +9,7 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.amazon.aws.utils.mixins import aws_template_fields
-from airflow.providers.common.compat.sdk import AirflowSkipException, Asset, conf
+from airflow.providers.common.compat.sdk import AirflowSkipException, conf
 
 from airflow_provider_healthex.arguments import baseline, one_of
 from airflow_provider_healthex.client.models import IN_PROGRESS, PATIENT_ACTION_NEEDED, whole_seconds
@@ -212,9 +212,7 @@ class HealthExDataArrivalSensor(ArrivalSensor):
             result["last_modified"],
         )
         self.log.debug("Keys: %s", result["keys"])
-        for outlet in self.outlets or ():
-            if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra.update({key: result[key] for key in _EVENT_EXTRA})
+        self._tell_outlets(result, _EVENT_EXTRA, context)
         return result
 
 

@@ -6,14 +6,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timezone
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSkipException,
     AirflowTaskTimeout,
-    BaseOperator,
 )
 
 from airflow_provider_healthex.arguments import one_of
@@ -29,6 +27,7 @@ from airflow_provider_healthex.exceptions import (
 )
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
+from airflow_provider_healthex.operators.base import HealthExOperator
 from airflow_provider_healthex.operators.journal import CohortJournal
 from airflow_provider_healthex.operators.outcomes import (
     AMBIGUOUS,
@@ -57,7 +56,7 @@ _REFUSALS = (
 )
 
 
-class HealthExUpdateCohortOperator(BaseOperator):
+class HealthExUpdateCohortOperator(HealthExOperator):
     """
     Asks HealthEx to refresh many patients' data in one task, several at once, and says what came of each.
 
@@ -125,15 +124,6 @@ class HealthExUpdateCohortOperator(BaseOperator):
         self.on_ambiguous = one_of("on_ambiguous", on_ambiguous, ON_AMBIGUOUS)
         self.durable = durable
         self.healthex_conn_id = healthex_conn_id
-
-    @cached_property
-    def hook(self) -> HealthExHook:
-        """The hook of this task's connection."""
-        return HealthExHook(self.healthex_conn_id)
-
-    def on_kill(self) -> None:
-        """End every wait, and ask for nobody more; those in flight are still noted."""
-        self.hook.cancel()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask for those whom no earlier try of this task has asked."""

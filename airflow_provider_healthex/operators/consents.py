@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
+from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
 from airflow_provider_healthex.arguments import at_least
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
+from airflow_provider_healthex.operators.base import HealthExOperator
 from airflow_provider_healthex.operators.retrying import may_be_retried
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 
-class HealthExListConsentedPatientsOperator(BaseOperator):
+class HealthExListConsentedPatientsOperator(HealthExOperator):
     """
     Lists the patients who have consented to a project, by id.
 
@@ -56,15 +56,6 @@ class HealthExListConsentedPatientsOperator(BaseOperator):
             raise HealthExConfigurationError(f"chunk_size is {chunk_size!r}; give a whole number from 1, or None.")
         self.chunk_size = chunk_size
         self.healthex_conn_id = healthex_conn_id
-
-    @cached_property
-    def hook(self) -> HealthExHook:
-        """The hook of this task's connection."""
-        return HealthExHook(self.healthex_conn_id)
-
-    def on_kill(self) -> None:
-        """End waiting between tries."""
-        self.hook.cancel()
 
     def execute(self, context: Context) -> list[str] | list[list[str]]:
         """List them."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
 from airflow_provider_healthex.arguments import one_of
 from airflow_provider_healthex.client import IN_PROGRESS, PatientUpdate
@@ -18,6 +17,7 @@ from airflow_provider_healthex.client.reasons import patient_action_needed
 from airflow_provider_healthex.exceptions import HealthExError, HealthExUpdateAmbiguousError
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
+from airflow_provider_healthex.operators.base import HealthExOperator
 from airflow_provider_healthex.operators.cohort import HealthExUpdateCohortOperator
 from airflow_provider_healthex.operators.consents import HealthExListConsentedPatientsOperator
 from airflow_provider_healthex.operators.journal import UpdateJournal
@@ -35,7 +35,7 @@ __all__ = [
 ON_PATIENT_ACTION = ("fail", "skip", "return")
 
 
-class HealthExUpdatePatientOperator(BaseOperator):
+class HealthExUpdatePatientOperator(HealthExOperator):
     """
     Asks HealthEx to refresh one patient's data, and returns what it answered.
 
@@ -93,15 +93,6 @@ class HealthExUpdatePatientOperator(BaseOperator):
         self.on_ambiguous = one_of("on_ambiguous", on_ambiguous, ON_AMBIGUOUS)
         self.durable = durable
         self.healthex_conn_id = healthex_conn_id
-
-    @cached_property
-    def hook(self) -> HealthExHook:
-        """The hook of this task's connection."""
-        return HealthExHook(self.healthex_conn_id)
-
-    def on_kill(self) -> None:
-        """End waiting between tries, and send nothing more."""
-        self.hook.cancel()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask, unless an earlier try of this task has."""

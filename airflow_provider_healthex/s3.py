@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
@@ -120,6 +120,19 @@ class _Bucket:
     access: AwsAccess
     component: str = WORKER
     listed: bool = False
+
+    @property
+    def bucket(self) -> str:
+        """The name, as results have it."""
+        return self.name
+
+    def uri(self, key: str) -> str:
+        """Return an object's URI."""
+        return f"s3://{self.name}/{key}"
+
+    def trigger_arguments(self) -> dict[str, Any]:
+        """Return what a trigger needs to look here."""
+        return {"bucket_name": self.name, "aws": asdict(self.access)}
 
     @contextmanager
     def _opening(self) -> Iterator[None]:

@@ -103,25 +103,31 @@ class Tally:
     expectation: Expectation
     _counts: list[_Count] = field(init=False)
     _fresh: dict[str, StoredObject] = field(init=False, default_factory=dict)
+    _floor: datetime = field(init=False)
 
     def __post_init__(self) -> None:
         self._counts = [_Count() for _ in self.expectation.targets]
+        self._floor = self.expectation.floor
+
+    def is_fresh(self, modified: datetime) -> bool:
+        """Whether an object of this time is newer than the request."""
+        return modified >= self._floor
 
     def add(self, rows: Iterable[StoredObject]) -> None:
         """Take note of some rows."""
-        floor, marker = self.expectation.floor, self.expectation.marker
+        marker = self.expectation.marker
         pairs = tuple(zip(self.expectation.targets, self._counts, strict=True))
         for row in rows:
             if row.size == 0 and row.key.endswith("/"):  # a console's folder, no delivery
                 continue
             for target, count in pairs:
                 if marker and target.holds_marker(row.key, marker):
-                    count.marked = count.marked or row.last_modified >= floor
+                    count.marked = count.marked or self.is_fresh(row.last_modified)
                 elif target.matches(row.key):
-                    self._add_match(row, count, floor)
+                    self._add_match(row, count)
 
-    def _add_match(self, row: StoredObject, count: _Count, floor: datetime) -> None:
-        if row.last_modified >= floor:
+    def _add_match(self, row: StoredObject, count: _Count) -> None:
+        if self.is_fresh(row.last_modified):
             count.fresh.add(row.key)
             self._fresh[row.key] = row
         else:

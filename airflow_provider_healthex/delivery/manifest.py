@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from airflow_provider_healthex.delivery.arrival import StoredObject
 
 
-def manifest_lines(objects: Iterable[StoredObject], *, root: str, patient_id: str | None) -> Iterator[str]:
+def manifest_lines(
+    objects: Iterable[StoredObject], *, uri: Callable[[str], str], patient_id: str | None
+) -> Iterator[str]:
     """
     Return one JSON line for each object: ``uri``, ``size`` (bytes), ``etag``, ``last_modified``, ``patient_id``.
 
-    :param root: what stands before a key in its URI, e.g. ``s3://bucket/``.
+    :param uri: gives a key's URI.
     """
     for row in objects:
         yield json.dumps(
             {
-                "uri": root + row.key,
+                "uri": uri(row.key),
                 "size": row.size,
                 "etag": row.etag.strip('"'),
                 "last_modified": row.last_modified.isoformat(),

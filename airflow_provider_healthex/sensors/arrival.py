@@ -1,15 +1,13 @@
-"""What waiting for deliveries in S3 has in common, for one patient and for many: modes, deadline, failures, paths."""
+"""What waiting for deliveries has in common, wherever they land and for how many: modes, deadline, failures."""
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, cast
 
-from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
@@ -28,73 +26,76 @@ from airflow_provider_healthex.exceptions import (
     HealthExError,
     HealthExPatientActionNeeded,
 )
-from airflow_provider_healthex.s3 import AwsAccess, Bucket
-from airflow_provider_healthex.triggers.healthex import ARRIVED, REFUSED, TIMED_OUT, waiting_line
+from airflow_provider_healthex.triggers.arrival import ARRIVED, REFUSED, TIMED_OUT, waiting_line
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import BaseTrigger
 
-    from airflow_provider_healthex.delivery.listing import Look
-
-_BY_TIME = "arrival is decided by the objects' times; use min_objects, marker or quiet_period"
 _BY_KIND = "what passes is waited for and what doesn't fails, in every mode; soft_fail skips a timeout"
-_REFUSED_ARGUMENTS = {
-    "check_fn": _BY_TIME,
-    "use_regex": _BY_TIME,
-    "metadata_keys": _BY_TIME,
-    "silent_fail": _BY_KIND,
-    "never_fail": _BY_KIND,
-}
 
-#: Seconds after the deadline at which Airflow ends the wait, should no triggerer do so.
-DEFERRAL_GRACE = 60
+#: Seconds that a triggerer has for its last look before Airflow ends the wait.
+DEFERRAL_GRACE = 60.0
+
+
+class Storage(Protocol):
+    """Where deliveries land, as a worker reaches it."""
+
+    @property
+    def bucket(self) -> str | None:
+        """The bucket's name, where it is one."""
+
+    def uri(self, key: str) -> str:
+        """Return a key's URI."""
+
+    def look(self, steps: Any) -> Any:
+        """Take the steps of one look and return its verdict."""
+
+    def put(self, key: str, body: bytes) -> None:
+        """Write what is asked for by an argument."""
+
+    def trigger_arguments(self) -> dict[str, Any]:
+        """Return what a trigger needs to look here."""
 
 
 class Wait(Protocol):
     """One wait, resolved from rendered arguments."""
 
     @property
-    def bucket(self) -> Bucket:
+    def storage(self) -> Storage:
         """Where it looks."""
 
     @property
     def name(self) -> str:
         """What logs call it."""
 
-    def look(self) -> Look[Any]:
+    def look(self) -> Any:
         """Return the steps of one look; they end with a :class:`Waiting`, or else with what arrived."""
 
     def trigger_arguments(self) -> dict[str, Any]:
         """Return what its trigger needs of it."""
 
 
-class ArrivalSensor(S3KeySensor):
+class ArrivalSensor(BaseSensorOperator):
     """
-    The frame of the sensors on S3: subclasses say what they wait for and what they give.
+    The frame of the sensors: subclasses say what they wait for and what they give.
 
     Poke, reschedule and deferred mode decide alike, with the same code. ``soft_fail`` covers the timeout alone.
     """
 
-    #: Further arguments that are refused, and why.
-    refused_arguments: ClassVar[Mapping[str, str]] = {}
+    #: Arguments that are refused, and why.
+    refused_arguments: ClassVar[Mapping[str, str]] = {"silent_fail": _BY_KIND, "never_fail": _BY_KIND}
     trigger_class: type[BaseTrigger]
+    deferral_grace = DEFERRAL_GRACE
+    deferrable: bool
 
     def __init__(
-        self,
-        *,
-        bucket_key: str | list[str],
-        min_objects: int,
-        marker: str | None,
-        quiet_period: float,
-        clock_skew: float,
-        **kwargs: Any,
+        self, *, min_objects: int, marker: str | None, quiet_period: float, clock_skew: float, **kwargs: Any
     ) -> None:
-        for name, reason in {**_REFUSED_ARGUMENTS, **self.refused_arguments}.items():
+        for name, reason in self.refused_arguments.items():
             if kwargs.pop(name, None):
                 raise HealthExConfigurationError(f"{type(self).__name__} takes no {name}: {reason}.")
-        super().__init__(bucket_key=bucket_key, **kwargs)
-        _refuse_pasted_templates(bucket_key)
+        super().__init__(**kwargs)
         self.min_objects = whole_number("min_objects", min_objects, 1)
         self.marker = _file_name("marker", marker)
         self.quiet_period = at_least("quiet_period", quiet_period, 0, " seconds")
@@ -133,7 +134,7 @@ class ArrivalSensor(S3KeySensor):
             found = self.poke(context)
             return found.xcom_value if found else self._defer_until(started + self.timeout)
         try:
-            return super(S3KeySensor, self).execute(context)
+            return BaseSensorOperator.execute(self, context)
         except (AirflowSensorTimeout, AirflowSkipException):  # the latter with soft_fail
             return self._at_deadline({"message": self._last_seen}, context)
 
@@ -141,13 +142,13 @@ class ArrivalSensor(S3KeySensor):
         """
         Look once.
 
-        :raises HealthExConfigurationError: where the arguments can't be used, or S3 refuses for good.
+        :raises HealthExConfigurationError: where the arguments can't be used, or the storage refuses for good.
         :raises HealthExPatientActionNeeded: with ``on_patient_action="fail"``, where the patient must act.
         """
         if self._delivery is None:
             self._prepare(context)
         delivery: Wait = self._delivery
-        verdict = delivery.bucket.look(delivery.look())
+        verdict = delivery.storage.look(delivery.look())
         if not isinstance(verdict, Waiting):
             return PokeReturnValue(True, self._conclude(verdict, context))
         self._last_seen = verdict.reason
@@ -155,14 +156,18 @@ class ArrivalSensor(S3KeySensor):
         self.log.info(waiting_line(delivery.name, verdict.reason, left))
         return PokeReturnValue(False)
 
-    def execute_complete(self, context: Context, event: dict[str, Any] | None = None, deadline: float = 0) -> Any:
-        """Conclude what the triggerer saw."""
+    def execute_complete(
+        self, context: Context, event: dict[str, Any] | None = None, deadline: float | None = None
+    ) -> Any:
+        """Conclude what the triggerer saw; without a deadline, as `dag.test` resumes, the wait begins anew."""
         try:
             status, message = _read_event(event)
             assert event is not None
             if status == REFUSED:
                 raise HealthExConfigurationError(message)
-            self._prepare(context)
+            started = self._prepare(context)
+            if deadline is None:
+                deadline = started + self.timeout
             if status == TIMED_OUT:
                 return self._at_deadline(event, context)
             result = self._conclude_event(event, context)
@@ -197,16 +202,15 @@ class ArrivalSensor(S3KeySensor):
         trigger_class: Any = self.trigger_class
         self.defer(
             trigger=trigger_class(
-                bucket_name=delivery.bucket.name,
                 waiting_for=delivery.name,
                 deadline=deadline,
                 poke_interval=self.poke_interval,
-                aws=asdict(delivery.bucket.access),
+                **delivery.storage.trigger_arguments(),
                 **delivery.trigger_arguments(),
             ),
             method_name="execute_complete",
             kwargs={"deadline": deadline},
-            timeout=timedelta(seconds=left + self.poke_interval + DEFERRAL_GRACE),
+            timeout=timedelta(seconds=left + self.poke_interval + self.deferral_grace),
         )
         raise AssertionError("defer() always raises")
 
@@ -227,8 +231,14 @@ class ArrivalSensor(S3KeySensor):
             if isinstance(outlet, Asset):
                 context["outlet_events"][outlet].extra.update({key: result[key] for key in told})
 
-    def _bucket(self, name: str) -> Bucket:
-        return Bucket(name, AwsAccess(self.aws_conn_id, self.region_name, self.verify, self.botocore_config))
+    def _check_manifest(self, name: str, manifest: Target, targets: Sequence[Target]) -> str:
+        """Return where the manifest goes."""
+        if manifest.kind is Kind.PREFIX or any(target.matches(manifest.prefix) for target in targets):
+            raise HealthExConfigurationError(
+                f"{name} is {manifest.template!r}; give a file's whole path, outside the path that is waited for, "
+                "where it would be taken for delivered data."
+            )
+        return manifest.prefix
 
     def _check_kind(self, target: Target) -> None:
         """Refuse what one object can't have."""
@@ -243,16 +253,6 @@ class ArrivalSensor(S3KeySensor):
                 "Give a path that ends in '/', or a glob with wildcard_match=True."
             )
 
-    def _check_manifest(self, manifest: Target, targets: Sequence[Target]) -> str:
-        """Return the manifest's key."""
-        misplaced = any(target.matches(manifest.prefix) for target in targets)
-        if manifest.kind is Kind.PREFIX or misplaced or manifest.prefix.startswith(("s3://", "/")):
-            raise HealthExConfigurationError(
-                f"manifest_key is {manifest.template!r}; give a key of the same bucket, no URL, and outside the path "
-                "that is waited for, where it would be taken for delivered data."
-            )
-        return manifest.prefix
-
 
 def recognized(value: Any) -> str | None:
     """Return an id of the service, or None where it was none that a path could take."""
@@ -265,35 +265,11 @@ def _file_name(name: str, value: str | None) -> str | None:
     return value
 
 
-def _refuse_pasted_templates(bucket_key: Any) -> None:
+def refuse_pasted_templates(path: Any) -> None:
     """Refuse another system's variables before Jinja renders ``{{orgId}}`` to an error that names no cause."""
-    for path in bucket_key if isinstance(bucket_key, list) else [bucket_key]:
-        if isinstance(path, str):
-            refuse_foreign_syntax(path)
-
-
-def bucket_and_paths(bucket_name: str | None, bucket_key: str | Sequence[str]) -> tuple[str, list[str]]:
-    """Return the bucket and the paths in it. S3Hook's parser would cut a glob off at its first ``?``."""
-    buckets, paths = set(), []
-    for key in [bucket_key] if isinstance(bucket_key, str) else bucket_key or [""]:
-        bucket, path = bucket_name, key
-        if isinstance(key, str) and key.startswith("s3://"):
-            if bucket_name:
-                raise HealthExConfigurationError(
-                    f"bucket_name is {bucket_name!r} and bucket_key is the URL {key!r}; give one of the two."
-                )
-            bucket, _, path = key.removeprefix("s3://").partition("/")
-        if not bucket:
-            raise HealthExConfigurationError(
-                f"No bucket for {key!r}: give bucket_name=…, or bucket_key as s3://bucket/…"
-            )
-        buckets.add(bucket)
-        paths.append(path)
-    if len(buckets) > 1:
-        raise HealthExConfigurationError(
-            f"bucket_key names the buckets {sorted(buckets)}; one sensor waits in one bucket."
-        )
-    return buckets.pop(), paths
+    for each in path if isinstance(path, list) else [path]:
+        if isinstance(each, str):
+            refuse_foreign_syntax(each)
 
 
 def _first_reschedule(context: Context) -> datetime | None:

@@ -29,7 +29,8 @@ from airflow_provider_healthex.delivery.manifest import manifest_lines
 from airflow_provider_healthex.delivery.template import names_patient, variables
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
 from airflow_provider_healthex.s3 import Bucket
-from airflow_provider_healthex.sensors.arrival import ArrivalSensor, bucket_and_paths, recognized
+from airflow_provider_healthex.sensors.arrival import recognized
+from airflow_provider_healthex.sensors.bucket import BucketArrivalSensor, bucket_and_paths
 from airflow_provider_healthex.triggers.healthex import HealthExCohortArrivalTrigger
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _MISSING_LOGGED = 20
 _ATTEMPTS, _PAUSE = 4, 15  # at listing what has arrived; seconds between them
 
 
-class HealthExCohortArrivalSensor(ArrivalSensor):
+class HealthExCohortArrivalSensor(BucketArrivalSensor):
     """
     Waits for a delivery newer than the request for every patient of a cohort, in S3, with one task.
 
@@ -91,6 +92,7 @@ class HealthExCohortArrivalSensor(ArrivalSensor):
 
     trigger_class = HealthExCohortArrivalTrigger
     refused_arguments: ClassVar[Mapping[str, str]] = {
+        **BucketArrivalSensor.refused_arguments,
         "since": _FROM_UPDATE,
         "patient_id": _FROM_UPDATE,
         "external_id": _FROM_UPDATE,
@@ -168,7 +170,9 @@ class HealthExCohortArrivalSensor(ArrivalSensor):
         )
         for target in wait.targets[:1]:
             self._check_kind(target)
-        manifest = self._check_manifest(self._manifest(values), wait.targets) if self.manifest_key else None
+        manifest = (
+            self._check_manifest("manifest_key", self._manifest(values), wait.targets) if self.manifest_key else None
+        )
         return _CohortDelivery(self._bucket(bucket), wait, manifest)
 
     def _manifest(self, values: Mapping[str, str | None]) -> Any:
@@ -258,18 +262,18 @@ class HealthExCohortArrivalSensor(ArrivalSensor):
                 return None
             if delivery.manifest_key:
                 lines.seek(0)
-                delivery.bucket.put(delivery.manifest_key, cast("IO[bytes]", lines))
-                manifest = f"s3://{delivery.bucket.name}/{delivery.manifest_key}"
+                delivery.storage.put(delivery.manifest_key, cast("IO[bytes]", lines))
+                manifest = delivery.storage.uri(delivery.manifest_key)
         return self._result(delivery.result(settled, manifest), context)
 
     def _list_again(self, arrived: Collection[int], manifest: IO[bytes]) -> dict[int, Settled]:
         """List the fresh objects of those who arrived, a manifest's line for each."""
         delivery: _CohortDelivery = self._delivery
-        root, members = f"s3://{delivery.bucket.name}/", delivery.wait.expectation.members
+        members = delivery.wait.expectation.members
 
         def sink(index: int, objects: Iterator[StoredObject]) -> None:
             if delivery.manifest_key:
-                lines = manifest_lines(objects, root=root, patient_id=members[index].patient_id)
+                lines = manifest_lines(objects, uri=delivery.storage.uri, patient_id=members[index].patient_id)
                 manifest.writelines(f"{line}\n".encode() for line in lines)
 
         reason = ""
@@ -277,7 +281,7 @@ class HealthExCohortArrivalSensor(ArrivalSensor):
             time.sleep(min(self.poke_interval, _PAUSE) if attempt else 0)
             manifest.seek(0)
             manifest.truncate()
-            found = delivery.bucket.look(delivery.wait.collect(arrived, sink))
+            found = delivery.storage.look(delivery.wait.collect(arrived, sink))
             if not isinstance(found, Waiting):
                 return found
             reason = found.reason
@@ -299,7 +303,7 @@ _EVENT_EXTRA = ("arrived_count", "missing_count")
 class _CohortDelivery:
     """One cohort's wait, resolved."""
 
-    bucket: Bucket
+    storage: Bucket
     wait: CohortWait
     manifest_key: str | None
 
@@ -321,7 +325,7 @@ class _CohortDelivery:
         members = self.wait.expectation.members
         missing = [member.patient_id for index, member in enumerate(members) if index not in settled]
         return {
-            "bucket": self.bucket.name,
+            "bucket": self.storage.bucket,
             "arrived": [
                 {
                     "patient_id": members[index].patient_id,

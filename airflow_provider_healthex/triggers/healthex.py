@@ -1,117 +1,36 @@
-"""Waiting for deliveries on the triggerer: the sensors' own decision, asynchronously, until the sensor's deadline."""
+"""Waiting for deliveries to S3 on the triggerer, for one patient and for many."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from abc import abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
-
-from airflow_provider_healthex.delivery import CohortExpectation, CohortWait, Expectation, Waiting
+from airflow_provider_healthex.delivery import CohortExpectation, CohortWait, Expectation
 from airflow_provider_healthex.delivery.listing import Look, look
-from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.s3 import TRIGGERER, AsyncBucket, AwsAccess
+from airflow_provider_healthex.triggers.arrival import ArrivalTrigger
 from airflow_provider_healthex.triggers.deliveries import HealthExDeliveryTrigger
 
-__all__ = [
-    "ARRIVED",
-    "BROKEN",
-    "REFUSED",
-    "TIMED_OUT",
-    "HealthExCohortArrivalTrigger",
-    "HealthExDataArrivalTrigger",
-    "HealthExDeliveryTrigger",
-    "waiting_line",
-]
-
-#: What an event's ``status`` can be: S3 refused for good, or this code has a defect, which a retry may pass.
-ARRIVED, TIMED_OUT, REFUSED, BROKEN = "arrived", "timed_out", "refused", "broken"
+__all__ = ["HealthExCohortArrivalTrigger", "HealthExDataArrivalTrigger", "HealthExDeliveryTrigger"]
 
 
-class _ArrivalTrigger(BaseTrigger):
-    """What the sensors' triggers share: a deadline, one event, and no exception."""
+class _BucketArrivalTrigger(ArrivalTrigger):
+    """A wait in a bucket."""
 
-    def __init__(
-        self,
-        *,
-        bucket_name: str,
-        expectation: Mapping[str, Any],
-        waiting_for: str,
-        deadline: float,
-        poke_interval: float,
-        aws: Mapping[str, Any],
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, *, bucket_name: str, aws: Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.bucket_name = bucket_name
-        self.expectation = self._read(expectation)
-        self.waiting_for = waiting_for
-        self.deadline = deadline
-        self.poke_interval = poke_interval
         self.aws = AwsAccess(**aws)
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what another triggerer needs to go on."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "bucket_name": self.bucket_name,
-                "expectation": self.expectation.to_dict(),
-                "waiting_for": self.waiting_for,
-                "deadline": self.deadline,
-                "poke_interval": self.poke_interval,
-                "aws": asdict(self.aws),
-            },
-        )
+    def _storage_arguments(self) -> dict[str, Any]:
+        return {"bucket_name": self.bucket_name, "aws": asdict(self.aws)}
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look until something is decided."""
-        # Raising would come back as a TaskDeferralError, which soft_fail turns into a skip.
-        try:
-            event = await self._wait()
-        except HealthExConfigurationError as error:
-            event = {"status": REFUSED, "message": str(error)}
-        except Exception as error:
-            self.log.exception("The wait broke")
-            event = {"status": BROKEN, "message": type(error).__name__}
-        yield TriggerEvent(event)
-
-    async def _wait(self) -> dict[str, Any]:
-        await asyncio.to_thread(self._begin)
-        async with AsyncBucket(self.bucket_name, self.aws, TRIGGERER) as bucket:
-            while True:
-                # The worker has just looked. Besides, Airflow fails tasks whose triggers fire at once: its scheduler
-                # may read the worker's "done, deferred" after the resumed task has started (apache/airflow#72716).
-                left = max(0, self.deadline - time.time())
-                await asyncio.sleep(min(self.poke_interval, left))
-                last = time.time() >= self.deadline
-                verdict = await bucket.look(self._look())
-                if not isinstance(verdict, Waiting):
-                    return self._event(ARRIVED, "")
-                self.log.info(waiting_line(self.waiting_for, verdict.reason, self.deadline - time.time()))
-                if last:
-                    return self._event(TIMED_OUT, verdict.reason)
-
-    @staticmethod
-    @abstractmethod
-    def _read(expectation: Mapping[str, Any]) -> Any:
-        """Read the expectation's JSON form."""
-
-    @abstractmethod
-    def _look(self) -> Look[Any]:
-        """Return the steps of one look."""
-
-    def _begin(self) -> None:
-        """Make ready what is kept between looks."""
-
-    def _event(self, status: str, message: str) -> dict[str, Any]:
-        return {"status": status, "message": message}
+    def _open(self) -> AsyncBucket:
+        return AsyncBucket(self.bucket_name, self.aws, TRIGGERER)
 
 
-class HealthExDataArrivalTrigger(_ArrivalTrigger):
+class HealthExDataArrivalTrigger(_BucketArrivalTrigger):
     """
     Fires when a delivery has arrived, its deadline has passed, or S3 refuses for good. It never raises.
 
@@ -134,7 +53,7 @@ class HealthExDataArrivalTrigger(_ArrivalTrigger):
         return look(self.expectation)
 
 
-class HealthExCohortArrivalTrigger(_ArrivalTrigger):
+class HealthExCohortArrivalTrigger(_BucketArrivalTrigger):
     """
     Fires when every patient's delivery has arrived, the deadline has passed, or S3 refuses for good. It never raises.
 
@@ -160,13 +79,3 @@ class HealthExCohortArrivalTrigger(_ArrivalTrigger):
 
     def _event(self, status: str, message: str) -> dict[str, Any]:
         return {**super()._event(status, message), "missing": f"{sum(1 << i for i in self._cohort.missing):x}"}
-
-
-def waiting_line(waiting_for: str, reason: str, seconds_left: float | None) -> str:
-    """Return a poke's line in the log: what is waited for, why it isn't there, and how long still."""
-    line = f"Waiting for {waiting_for}: {reason}"
-    if seconds_left is None:
-        return line
-    minutes, seconds = divmod(max(0, round(seconds_left)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{line}; {hours}:{minutes:02}:{seconds:02} until the timeout"

@@ -12,7 +12,7 @@ MOMENT = datetime(2026, 11, 22, 17, 40, 5, tzinfo=timezone.utc)
 
 
 def lines(*objects: StoredObject, patient_id: str | None = "patient-1") -> list[str]:
-    return list(manifest_lines(objects, root="s3://bucket/", patient_id=patient_id))
+    return list(manifest_lines(objects, uri="s3://bucket/{}".format, patient_id=patient_id))
 
 
 def test_a_line_tells_one_object():

@@ -11,7 +11,8 @@ import pytest
 from support import run_trigger, utc_now
 
 from airflow_provider_healthex.delivery import Expectation, expand
-from airflow_provider_healthex.triggers.healthex import HealthExDataArrivalTrigger, waiting_line
+from airflow_provider_healthex.triggers.arrival import waiting_line
+from airflow_provider_healthex.triggers.healthex import HealthExDataArrivalTrigger
 
 
 def trigger(bucket_name, **changes):

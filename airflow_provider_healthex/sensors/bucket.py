@@ -1,0 +1,62 @@
+"""What waiting for deliveries in S3 has in common, for one patient and for many: the bucket, and S3KeySensor's part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor
+
+from airflow_provider_healthex.delivery import Target
+from airflow_provider_healthex.exceptions import HealthExConfigurationError
+from airflow_provider_healthex.s3 import AwsAccess, Bucket
+from airflow_provider_healthex.sensors.arrival import ArrivalSensor, refuse_pasted_templates
+
+_BY_TIME = "arrival is decided by the objects' times; use min_objects, marker or quiet_period"
+
+
+class BucketArrivalSensor(ArrivalSensor, S3KeySensor):
+    """The frame of the sensors on S3: an S3KeySensor by its arguments, with another decision."""
+
+    refused_arguments: ClassVar[Mapping[str, str]] = {
+        **ArrivalSensor.refused_arguments,
+        "check_fn": _BY_TIME,
+        "use_regex": _BY_TIME,
+        "metadata_keys": _BY_TIME,
+    }
+
+    def __init__(self, *, bucket_key: str | list[str], **kwargs: Any) -> None:
+        super().__init__(bucket_key=bucket_key, **kwargs)
+        refuse_pasted_templates(bucket_key)
+
+    def _bucket(self, name: str) -> Bucket:
+        return Bucket(name, AwsAccess(self.aws_conn_id, self.region_name, self.verify, self.botocore_config))
+
+    def _check_manifest(self, name: str, manifest: Target, targets: Sequence[Target]) -> str:
+        if manifest.prefix.startswith(("s3://", "/")):
+            raise HealthExConfigurationError(f"{name} is {manifest.template!r}; give a key of the same bucket, no URL.")
+        return super()._check_manifest(name, manifest, targets)
+
+
+def bucket_and_paths(bucket_name: str | None, bucket_key: str | Sequence[str]) -> tuple[str, list[str]]:
+    """Return the bucket and the paths in it. S3Hook's parser would cut a glob off at its first ``?``."""
+    buckets, paths = set(), []
+    for key in [bucket_key] if isinstance(bucket_key, str) else bucket_key or [""]:
+        bucket, path = bucket_name, key
+        if isinstance(key, str) and key.startswith("s3://"):
+            if bucket_name:
+                raise HealthExConfigurationError(
+                    f"bucket_name is {bucket_name!r} and bucket_key is the URL {key!r}; give one of the two."
+                )
+            bucket, _, path = key.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise HealthExConfigurationError(
+                f"No bucket for {key!r}: give bucket_name=…, or bucket_key as s3://bucket/…"
+            )
+        buckets.add(bucket)
+        paths.append(path)
+    if len(buckets) > 1:
+        raise HealthExConfigurationError(
+            f"bucket_key names the buckets {sorted(buckets)}; one sensor waits in one bucket."
+        )
+    return buckets.pop(), paths

@@ -1,9 +1,13 @@
 # What people run. Everything lands in .venv (and .venvs, .airflow) inside the checkout; `make clean` removes it.
 
 PYTHON ?= python3
+# s3 or sftp: how the sandbox delivers to `make demo` and `make airflow`.
+DELIVERY ?= s3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Files in parallel: most of a test's time goes into waiting, as it does for whom it tests.
+PARALLEL := -n auto --maxprocesses 4 --no-loadscope-reorder
 # uv from the PATH, or from the package index into the environment itself.
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 
@@ -15,17 +19,17 @@ help:  ## Show this list
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x "$(UV)" || $(BIN)/python -m pip install --quiet uv
-	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[sandbox]' --group dev
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[sandbox,sftp]' --group dev
 	touch $@
 
 demo: $(INSTALLED)  ## Refresh a patient from end to end, on Airflow and the sandbox
-	$(BIN)/healthex-sandbox demo
+	$(BIN)/healthex-sandbox demo --delivery $(DELIVERY)
 
 airflow: $(INSTALLED)  ## Airflow's UI with the sandbox behind it, until Ctrl-C
-	$(BIN)/healthex-sandbox airflow
+	$(BIN)/healthex-sandbox airflow --delivery $(DELIVERY)
 
 test: $(INSTALLED)  ## The whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(INSTALLED)  ## Style, and types
 	$(BIN)/ruff check .
@@ -33,7 +37,7 @@ lint: $(INSTALLED)  ## Style, and types
 	$(BIN)/mypy
 
 matrix: $(INSTALLED)  ## The suite on the oldest and newest Airflow that are supported
-	UV="$(UV)" PYTHON="$(BIN)/python" .ci/matrix
+	UV="$(UV)" PYTHON="$(BIN)/python" PARALLEL="$(PARALLEL)" .ci/matrix
 
 bench: $(INSTALLED)  ## Benchmarks, against what one would write otherwise
 	$(BIN)/python -m benchmarks

@@ -67,8 +67,8 @@ def get_provider_info() -> dict[str, Any]:
     """Return the provider's metadata, for the entry point ``apache_airflow_provider``."""
     package = __name__.rpartition(".")[0]
 
-    def modules(*kinds: str) -> list[dict[str, Any]]:
-        names = [f"{package}.{kind}.healthex" for kind in kinds]
+    def modules(kind: str, *files: str) -> list[dict[str, Any]]:
+        names = [f"{package}.{kind}.{file}" for file in files]
         return [{"integration-name": _INTEGRATION, "python-modules": names}]
 
     return {
@@ -82,10 +82,10 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["service"],
             }
         ],
-        "operators": modules("operators"),
-        "sensors": modules("sensors"),
-        "hooks": modules("hooks"),
-        "triggers": modules("triggers"),
+        "operators": modules("operators", "healthex"),
+        "sensors": modules("sensors", "healthex", "sftp"),
+        "hooks": modules("hooks", "healthex"),
+        "triggers": modules("triggers", "healthex", "sftp"),
         "connection-types": [
             {
                 "connection-type": "healthex",

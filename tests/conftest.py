@@ -30,11 +30,31 @@ import shutil  # noqa: E402
 import uuid  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from datetime import datetime, timedelta, timezone  # noqa: E402
+from typing import Any  # noqa: E402
 
+import openssh  # noqa: E402
 import pytest  # noqa: E402
 import support  # noqa: E402
 
 pytest_plugins = ["airflow_provider_healthex.sandbox.pytest_plugin"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes a whole Airflow: it takes longest, and others run beside it."""
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run files in parallel, as tests of one share servers; those on a whole Airflow share it."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "end_to_end" if "end_to_end" in file else file
+
+    return Scheduling(config, log)
 
 
 def pytest_unconfigure() -> None:
@@ -112,3 +132,21 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.fixture(scope="session")
+def openssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openssh.OpenSsh]:
+    if openssh.SSHD is None:
+        pytest.skip(openssh.MISSING)
+    server = openssh.OpenSsh(tmp_path_factory.mktemp("openssh"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def sftp(openssh_server: openssh.OpenSsh, monkeypatch: pytest.MonkeyPatch) -> openssh.OpenSsh:
+    """A running SFTP server that serves nothing yet, and ``sftp_default`` to reach it."""
+    openssh_server.clear()
+    monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", openssh_server.connection())
+    return openssh_server

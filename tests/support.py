@@ -186,8 +186,9 @@ def load_dags(path: str) -> Any:
 
 
 def run_dag(dag: Any, sandbox: Any, **conf: Any) -> Any:
-    """Run a DAG on Airflow, with the sandbox's bucket among its parameters."""
-    return dag.test(run_conf={"bucket": sandbox.bucket, **conf})
+    """Run a DAG on Airflow, with the sandbox's bucket, if it has one, among its parameters."""
+    where = {"bucket": sandbox.bucket} if sandbox.delivery == "s3" else {}
+    return dag.test(run_conf={**where, **conf})
 
 
 def xcom(run: Any, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:

@@ -17,6 +17,7 @@ from airflow_provider_healthex.operators.healthex import (
     HealthExUpdatePatientOperator,
 )
 from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor, HealthExDataArrivalSensor
+from airflow_provider_healthex.sensors.sftp import HealthExSftpDataArrivalSensor
 from airflow_provider_healthex.triggers.healthex import HealthExDeliveryTrigger
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,7 @@ def test_its_json_is_json(block):
         HealthExUpdateCohortOperator,
         HealthExListConsentedPatientsOperator,
         HealthExDataArrivalSensor,
+        HealthExSftpDataArrivalSensor,
         HealthExCohortArrivalSensor,
         HealthExDeliveryTrigger,
     ],

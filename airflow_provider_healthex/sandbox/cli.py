@@ -11,10 +11,14 @@ from typing import Any
 
 from airflow_provider_healthex.sandbox import patients
 
-#: Modules that the extra ``sandbox`` installs.
-EXTRA = ("cryptography", "flask", "flask_cors", "moto", "py_partiql_parser", "werkzeug", "yaml")
+#: Modules that the extra ``sandbox`` installs, and what delivery by SFTP needs besides.
+EXTRA = ("aiosmtpd", "cryptography", "flask", "flask_cors", "moto", "public", "py_partiql_parser", "werkzeug", "yaml")
+SFTP_EXTRA = ("asyncssh",)
 
 DEFAULT_PATH = "d/{projectId}/{healthexPatientId}/"
+
+S3_PORT = 9898
+SFTP_PORT = 9822
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,12 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRA + SFTP_EXTRA:
             raise
-        print(
-            f"The sandbox needs {error.name}: pip install 'airflow-provider-healthex[sandbox]'",
-            file=sys.stderr,
-        )
+        extras = "sandbox,sftp" if missing in SFTP_EXTRA else "sandbox"
+        print(f"The sandbox needs {error.name}: pip install 'airflow-provider-healthex[{extras}]'", file=sys.stderr)
         return 2
     return code
 
@@ -36,14 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="healthex-sandbox",
-        description="A HealthEx-like API on this machine that delivers synthetic FHIR bundles to S3.",
+        description="A HealthEx-like API on this machine that delivers synthetic FHIR bundles to S3 or by SFTP.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run the API and an S3 server until Ctrl-C")
+    serve = commands.add_parser("serve", help="run the API, an S3 or SFTP server and a mailbox until Ctrl-C")
     serve.set_defaults(run=_serve)
     serve.add_argument("--port", type=int, default=8989, help="of the API (%(default)s; 0: a free one)")
-    serve.add_argument("--s3-port", type=int, default=9898, help="of S3 (%(default)s; 0: a free one)")
+    _add_delivery(serve)
+    serve.add_argument("--s3-port", type=int, help=f"of S3 ({S3_PORT}; 0: a free one)")
+    serve.add_argument("--sftp-port", type=int, help=f"of SFTP ({SFTP_PORT}; 0: a free one)")
+    serve.add_argument("--smtp-port", type=int, default=2525, help="of the mailbox (%(default)s; 0: a free one)")
     serve.add_argument(
         "--delay", type=_seconds, default=3.0, metavar="S",
         help="seconds from a request to its delivery (%(default)g)",
@@ -68,9 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         "--rate-limit", type=float, metavar="N", help="calls a second; above it 429 with Retry-After (no limit)"
     )
     serve.add_argument(
-        "--no-earlier-deliveries", dest="earlier_deliveries", action="store_false", help="begin with an empty bucket"
+        "--no-earlier-deliveries", dest="earlier_deliveries", action="store_false", help="begin with nothing delivered"
     )
-    serve.add_argument("--bucket", help="where deliveries go (healthex-deliveries)")
+    serve.add_argument("--bucket", help="of S3, where deliveries go (healthex-deliveries)")
     serve.add_argument(
         "--bind", default="127.0.0.1", metavar="ADDRESS",
         help="listen on another address (don't: it is open to whoever reaches it)",
@@ -86,15 +92,23 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run an example DAG on the sandbox from end to end")
     demo.set_defaults(run=_demo)
     demo.add_argument("--dags-folder", default="example_dags", help="(%(default)s)")
-    demo.add_argument("--dag", default="refresh_patient", help="(%(default)s)")
+    _add_delivery(demo)
+    demo.add_argument("--dag", help="(refresh_patient, or refresh_patient_sftp)")
     demo.add_argument("--patient", default=patients.IN_PROGRESS, help="(%(default)s)")
     demo.add_argument("--airflow-home", help="where the demo's Airflow keeps its files (.airflow/demo)")
 
     airflow = commands.add_parser("airflow", help="run Airflow's UI with the sandbox behind it until Ctrl-C")
     airflow.set_defaults(run=_airflow)
+    _add_delivery(airflow)
     airflow.add_argument("--dags-folder", default="example_dags", help="(%(default)s)")
     airflow.add_argument("--port", type=int, default=8080, help="of Airflow (%(default)s)")
     return parser
+
+
+def _add_delivery(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--delivery", choices=("s3", "sftp"), default="s3", help="where to (%(default)s; sftp needs the extra sftp)"
+    )
 
 
 def _seconds(text: str) -> float:
@@ -120,7 +134,10 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         sandbox = Sandbox(
             port=options.port,
-            s3_port=options.s3_port,
+            delivery=options.delivery,
+            s3_port=_port(options.s3_port, S3_PORT if options.delivery == "s3" else 0),
+            sftp_port=_port(options.sftp_port, SFTP_PORT if options.delivery == "sftp" else 0),
+            smtp_port=options.smtp_port,
             delay=options.delay,
             cohort=options.patients,
             seed=options.seed,
@@ -144,13 +161,25 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def _port(chosen: int | None, default: int) -> int:
+    return default if chosen is None else chosen
+
+
 def _welcome(sandbox: Any) -> str:
     exports = "\n".join(f"export {name}='{value}'" for name, value in sandbox.airflow_environment().items())
     return (
         f"HealthEx API   {sandbox.api_url}   (control API: {sandbox.api_url}/_sandbox/state)\n"
-        f"S3             {sandbox.s3_url}   bucket {sandbox.bucket}, path {sandbox.path}\n"
+        f"{_where(sandbox)}, path {sandbox.path}\n"
+        f"Mailbox        {sandbox.api_url}/_sandbox/mails\n"
         f"\nAirflow's connections, to copy:\n\n{exports}\n\n{sandbox.describe_patients()}\n\nCtrl-C ends it."
     )
+
+
+def _where(sandbox: Any) -> str:
+    if sandbox.delivery == "s3":
+        return f"S3             {sandbox.s3_url}   bucket {sandbox.bucket}"
+    server = sandbox.sftp_server
+    return f"SFTP           {server.host}:{server.port}   user {server.username}, password {server.password}"
 
 
 def _print_event(event: str, details: dict[str, Any]) -> None:

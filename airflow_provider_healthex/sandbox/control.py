@@ -18,8 +18,11 @@ The sandbox's own API under ``/_sandbox/``: what a test or a demo sets and asks.
     Makes the next calls of an endpoint go wrong; the kinds are in :class:`~.faults.Fault`.
 ``DELETE /_sandbox/faults``
     No more faults.
+``GET /_sandbox/mails``
+    What came to the mailbox: ``[{"recipient", "subject", "text"}]``, patients' links too. Whoever reads a link can
+    act as the patient: nobody's real mailbox would be readable like this.
 ``POST /_sandbox/reset``
-    Starts over: nothing was asked, nothing is on its way, and the bucket holds the earlier deliveries alone.
+    Starts over: nothing was asked or mailed, nothing is on its way, and only the earlier deliveries are there.
 """
 
 from __future__ import annotations
@@ -94,6 +97,12 @@ def clear_faults() -> Response:
     """Make nothing go wrong any more."""
     service().faults.clear()
     return jsonify(service().faults.pending())
+
+
+@control.get("/mails")
+def show_mails() -> Response:
+    """Show what came to the mailbox."""
+    return jsonify([mail.to_dict() for mail in service().mailbox.mails()])
 
 
 @control.post("/reset")

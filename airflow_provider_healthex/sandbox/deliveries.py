@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Protocol
 
@@ -25,14 +26,48 @@ DEFAULT_PATH = "d/{projectId}/{healthexPatientId}/"
 _VARIABLE = re.compile(r"\{([^{}]*)\}")
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """
+    A file as it lies where it was delivered to.
+
+    :param size: in bytes.
+    :param modified: UTC, by the clock of what it is stored on.
+    """
+
+    path: str
+    size: int
+    modified: datetime
+
+
 class Destination(Protocol):
     """Where files are delivered to."""
+
+    #: Whether it can make a file look older than it is.
+    sets_times: bool
 
     def put(self, key: str, body: bytes, *, days_old: float = 0) -> None:
         """
         Write a file, over the one that is there.
 
         :param days_old: how long ago it seems to have been written, where the destination can do that.
+        """
+
+    def prepare(self) -> None:
+        """Make what must be there before the first file."""
+
+    def take_back(self) -> None:
+        """Delete what was put."""
+
+    def files(self, prefix: str) -> list[StoredFile]:
+        """Return what is there whose path begins so, in the order of the paths."""
+        ...
+
+    def age(self, key: str, days: float) -> None:
+        """
+        Make a file older.
+
+        :raises RuntimeError: where the destination can't.
         """
 
 

@@ -24,18 +24,21 @@ from airflow_provider_healthex.sandbox.server import Sandbox
 #: The sandbox delivers within seconds, so that the example need not wait as for HealthEx.
 QUICK = {"HEALTHEX_EXAMPLE_POKE_INTERVAL": "1", "HEALTHEX_EXAMPLE_QUIET_PERIOD": "2"}
 
+#: Which example goes with which delivery.
+DAGS = {"s3": "refresh_patient", "sftp": "refresh_patient_sftp"}
+
 #: What of Airflow's log tells the story: the provider's own lines, and what the last task printed.
-_TOLD = re.compile(r"(Waiting for patient .*?until the timeout|Arrived for patient .*?\+00:00|Read from S3: .*?\})")
+_TOLD = re.compile(r"(Waiting for patient .*?until the timeout|Arrived for patient .*?\+00:00|Read from \w+: .*?\})")
 _FAILED = re.compile(r"AirflowFailException: (.*)|AirflowSensorTimeout: (.*)|AirflowSkipException: (.*)")
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the demo, and return 0 if the DAG succeeded."""
     dags_folder = Path(options.dags_folder)
-    if not (dags_folder / f"{options.dag}.py").is_file():
+    dag = options.dag or DAGS[options.delivery]
+    if not (dags_folder / f"{dag}.py").is_file():
         print(
-            f"There is no {options.dag}.py in {dags_folder}/: run this in a checkout of the project, or give "
-            "--dags-folder.",
+            f"There is no {dag}.py in {dags_folder}/: run this in a checkout of the project, or give --dags-folder.",
             file=sys.stderr,
         )
         return 2
@@ -43,8 +46,8 @@ def main(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     story = Story(options.patient)
     try:
-        with Sandbox(delay=4, on_event=story.event) as sandbox:
-            return _run(options, story, sandbox, AirflowHome(home_path, dags_folder, _variables(sandbox)))
+        with Sandbox(delivery=options.delivery, delay=4, on_event=story.event) as sandbox:
+            return _run(dag, story, sandbox, AirflowHome(home_path, dags_folder, _variables(sandbox)))
     except KeyboardInterrupt:
         print("\nStopped; nothing is left running.")
         return 130
@@ -57,39 +60,53 @@ def _variables(sandbox: Sandbox) -> dict[str, str]:
     return {**sandbox.airflow_environment(), **QUICK}
 
 
-def _run(options: argparse.Namespace, story: Story, sandbox: Sandbox, home: AirflowHome) -> int:
-    story.tell(f"The sandbox plays HealthEx at {sandbox.api_url} and S3 at {sandbox.s3_url}.")
-    for row in _objects(sandbox, options.patient):
-        story.tell(f"In the bucket already: {row['Key']}, {row['Size']:,} bytes, of {row['LastModified']:%Y-%m-%d}.")
-    story.tell("A key sensor would pass at once, on that old file.")
+def _run(dag: str, story: Story, sandbox: Sandbox, home: AirflowHome) -> int:
+    story.tell(f"The sandbox plays HealthEx at {sandbox.api_url} and {_where(sandbox)}.")
+    place, usual = ("In the bucket", "A key") if sandbox.delivery == "s3" else ("On the server", "A file")
+    for file in sandbox.files(story.patient_id):
+        story.tell(f"{place} already: {file.path}, {file.size:,} bytes, of {file.modified:%Y-%m-%d}.")
+    story.tell(f"{usual} sensor would pass at once, on that old file.")
     story.tell("Preparing a private Airflow in the checkout (about 10 s) …")
     home.migrate(afresh=True)
-    story.tell(f"Running the DAG {options.dag} on it (Airflow takes a few seconds to start) …")
+    story.tell(f"Running the DAG {dag} on it (Airflow takes a few seconds to start) …")
 
-    parameters = {"patient_id": options.patient, "bucket": sandbox.bucket, "path": sandbox.path}
+    parameters = {"patient_id": story.patient_id, "path": sandbox.path}
+    if sandbox.delivery == "s3":
+        parameters["bucket"] = sandbox.bucket
     log = home.path / "run.log"
     with (
-        log.open("w") as file,
+        log.open("w") as whole,
         home.start(
-            "dags", "test", options.dag, "--conf", json.dumps(parameters),
+            "dags", "test", dag, "--conf", json.dumps(parameters),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process,
     ):  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:
-            file.write(line)
+            whole.write(line)
             story.read(line)
         code = process.wait()
-    story.conclude(code, log, sandbox.asked(options.patient))
+    story.conclude(code, sandbox.asked(story.patient_id))
+    print(_where_next(dag, log, sandbox.delivery))
     return 0 if code == 0 and story.arrived else code or 1
 
 
-def _objects(sandbox: Sandbox, patient_id: str) -> list[dict[str, Any]]:
-    prefix = sandbox.prefix(patient_id)
-    rows: list[dict[str, Any]] = (
-        sandbox.s3_client().list_objects_v2(Bucket=sandbox.bucket, Prefix=prefix).get("Contents", [])
+def _where(sandbox: Sandbox) -> str:
+    if sandbox.delivery == "s3":
+        return f"S3 at {sandbox.s3_url}"
+    return f"an SFTP server at {sandbox.sftp_server.host}:{sandbox.sftp_server.port}"
+
+
+def _where_next(dag: str, log: Path, delivery: str) -> str:
+    by_sftp = " --delivery sftp" if delivery == "sftp" else ""
+    return (
+        f"\nThe whole log:       {os.path.relpath(log)}\n"
+        f"The DAG:             example_dags/{dag}.py\n"
+        f"In Airflow's UI:     make airflow{' DELIVERY=sftp' if by_sftp else ''}\n"
+        "Other outcomes:      .venv/bin/healthex-sandbox patients, then\n"
+        f"                     .venv/bin/healthex-sandbox demo{by_sftp} --patient {patients.CONSENT_EXPIRED}\n"
+        "Your own Airflow:    README.md"
     )
-    return rows
 
 
 class Story:
@@ -142,22 +159,14 @@ class Story:
         self._last = same
         self.arrived = self.arrived or text.startswith("Arrived")
 
-    def conclude(self, code: int, log: Path, asked: int) -> None:
-        """Tell the outcome, and where to go next."""
+    def conclude(self, code: int, asked: int) -> None:
+        """Tell the outcome."""
         times = f"{asked} time{'' if asked == 1 else 's'}"
         if code == 0 and self.arrived:
             self.tell(f"Done: the refreshed data has arrived and was read. HealthEx was asked {times}.")
         else:
             reason = f": {self._failure.strip()}" if self._failure else "."
             self.tell(f"The run did not succeed{reason} HealthEx was asked {times}.")
-        print(
-            f"\nThe whole log:       {os.path.relpath(log)}\n"
-            "The DAG:             example_dags/refresh_patient.py\n"
-            "In Airflow's UI:     make airflow\n"
-            "Other outcomes:      .venv/bin/healthex-sandbox patients, then\n"
-            f"                     .venv/bin/healthex-sandbox demo --patient {patients.CONSENT_EXPIRED}\n"
-            "Your own Airflow:    README.md"
-        )
 
 
 def serve_ui(options: argparse.Namespace) -> int:
@@ -168,23 +177,22 @@ def serve_ui(options: argparse.Namespace) -> int:
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: ended.put(number))
-    with Sandbox(delay=10) as sandbox:
+    with Sandbox(delivery=options.delivery, delay=10) as sandbox:
         url = f"http://localhost:{options.port}"
         home = AirflowHome(DEFAULT_HOME / "ui", Path(options.dags_folder), {**QUICK, **_ui_settings(options.port)})
         print("Preparing Airflow …", flush=True)
         home.migrate()
-        home.add_connections(
-            {"healthex_default": sandbox.healthex_connection(), "aws_default": sandbox.aws_connection()}
-        )
+        home.add_connections(sandbox.connections())
         log = home.path / "standalone.log"
         with log.open("w") as file, home.start("standalone", stdout=file, stderr=subprocess.STDOUT) as process:
             if not _wait_until_healthy(url, process, ended):
                 print(f"Airflow did not start; see {os.path.relpath(log)}", file=sys.stderr)
                 return 1
+            bucket = f"bucket {sandbox.bucket}, " if sandbox.delivery == "s3" else ""
             print(
                 f"\nAirflow:    {url}   (Ctrl-C ends it)\n"
-                f"Trigger:    {url}/dags/refresh_patient   bucket {sandbox.bucket}, path {sandbox.path}\n"
-                f"Sandbox:    {sandbox.api_url}/_sandbox/state\n"
+                f"Trigger:    {url}/dags/{DAGS[sandbox.delivery]}   {bucket}path {sandbox.path}\n"
+                f"Sandbox:    {sandbox.api_url}/_sandbox/state   mails: {sandbox.api_url}/_sandbox/mails\n"
                 f"Log:        {os.path.relpath(log)}\n\n{patients.table()}",
                 flush=True,
             )

@@ -7,7 +7,7 @@ import threading
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-ENDPOINTS = ("token", "update", "consents", "patients", "link", "usage", "metadata")
+ENDPOINTS = ("token", "update", "consents", "patients", "link", "usage", "metadata", "mail")
 KINDS = ("slow", "cut", "cut_after", "garbage")
 
 _STATUS = re.compile(r"[45]\d\d")
@@ -18,7 +18,7 @@ class Fault:
     """
     What goes wrong with the next calls of an endpoint.
 
-    :param endpoint: one of ``ENDPOINTS``.
+    :param endpoint: one of ``ENDPOINTS``; ``mail`` is the mailbox, which refuses a mail with an SMTP status.
     :param kind: ``slow``: the answer comes ``seconds`` later · an HTTP status such as ``429``, ``500``,
         ``503``: that error, nothing is done · ``cut``: the connection is closed once the request was read,
         nothing is done · ``cut_after``: it is done, and half of the answer is sent · ``garbage``: it is
@@ -27,7 +27,7 @@ class Fault:
     :param seconds: for ``slow``.
     :param retry_after: for a status: the ``Retry-After`` header, seconds or an HTTP date.
     :param body: for a status and ``garbage``: the text of the answer.
-    :param patient_id: only calls for this patient.
+    :param patient_id: only calls for this patient; for ``mail``: only mails to this address.
     """
 
     endpoint: str
@@ -43,6 +43,8 @@ class Fault:
             raise ValueError(f"There is no endpoint {self.endpoint!r}: use one of {', '.join(ENDPOINTS)}.")
         if self.kind not in KINDS and not _STATUS.fullmatch(self.kind):
             raise ValueError(f"There is no fault {self.kind!r}: use one of {', '.join(KINDS)} or a status 400 to 599.")
+        if self.endpoint == "mail" and self.status is None:
+            raise ValueError(f"A mail can't be {self.kind!r}: give an SMTP status such as 451 or 550.")
         if not isinstance(self.times, int) or self.times < 1:
             raise ValueError(f"times is {self.times!r}: give a whole number from 1.")
 

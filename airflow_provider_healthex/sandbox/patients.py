@@ -20,6 +20,7 @@ CONSENT_REVOKED = "patient-consent-revoked"
 UNLOCKED_OR_NO_TARGETED_LIST = "patient-unlocked"
 AUTHENTICATION_EXPIRED = "patient-authentication-expired"
 AUTHENTICATION_NEEDED_NEW_FACILITY = "patient-new-facility"
+NEW_REASON = "patient-new-reason"
 UNKNOWN = "patient-unknown"
 FORBIDDEN = "patient-forbidden"
 PROJECT_PAUSED = "patient-project-paused"
@@ -42,7 +43,7 @@ class File:
 
 ONE_FILE = (File("bundle.json"),)
 
-#: The values of ``patientActionNeededReason``.
+#: The values of ``patientActionNeededReason`` that HealthEx documents.
 ACTION_REASONS = (
     "CONSENT_EXPIRED",
     "CONSENT_NOT_FOUND",
@@ -51,6 +52,9 @@ ACTION_REASONS = (
     "AUTHENTICATION_EXPIRED",
     "AUTHENTICATION_NEEDED_NEW_FACILITY",
 )
+
+#: None of them: what a DAG makes of a reason that HealthEx has added since it was written.
+INVENTED_REASON = "INVENTED_BY_THE_SANDBOX"
 
 
 def external_id_of(patient_id: str) -> str:
@@ -148,6 +152,7 @@ SCENARIOS: dict[str, Scenario] = {
             "AUTHENTICATION_NEEDED_NEW_FACILITY",
             "a new facility asks for a sign-in (with skipInteractive: accepted, 1 facility skipped)",
         ),
+        _must_act(NEW_REASON, INVENTED_REASON, "none of HealthEx's reasons, as one that is new would be"),
         _refused(UNKNOWN, 404, "Recruitment not found", "404: never added to the project, as any other id"),
         _refused(FORBIDDEN, 403, "Forbidden resource", "403: the token's user may not ask for this patient"),
         # The guide promises "an appropriate error" and names no status: 400 is the sandbox's guess.

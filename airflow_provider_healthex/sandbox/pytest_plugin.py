@@ -17,15 +17,19 @@ In a test::
         ...
 
 ``healthex_sandbox`` is a :class:`~airflow_provider_healthex.sandbox.server.Sandbox`. While a test uses it,
-``AIRFLOW_CONN_HEALTHEX_DEFAULT`` and ``AIRFLOW_CONN_AWS_DEFAULT`` lead to it. Each test finds it as new: nothing
-was asked, no faults, and the bucket ``healthex_sandbox.bucket`` holds the patients' earlier deliveries, 30 days
-old. Deliveries come 1 second after a request. The server runs for the session, at the same addresses.
+``AIRFLOW_CONN_HEALTHEX_DEFAULT``, ``AIRFLOW_CONN_AWS_DEFAULT`` and ``AIRFLOW_CONN_SMTP_DEFAULT`` lead to it. Each
+test finds it as new: nothing was asked or mailed, no faults, and the bucket ``healthex_sandbox.bucket`` holds the
+patients' earlier deliveries, 30 days old. Deliveries come 1 second after a request. The servers run for
+the session, at the same addresses.
 
 For another delay or path, override the settings in ``conftest.py``::
 
     @pytest.fixture(scope="session")
     def healthex_sandbox_settings():
         return {"delay": 0.2, "path": "healthex/{orgId}/{externalId}/"}
+
+With ``"delivery": "sftp"`` (extra ``sftp``) there is ``AIRFLOW_CONN_SFTP_DEFAULT`` in place of
+``AIRFLOW_CONN_AWS_DEFAULT``, and no bucket; ``healthex_sandbox.files(patient_id)`` shows what was delivered.
 """
 
 from __future__ import annotations

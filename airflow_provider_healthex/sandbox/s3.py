@@ -9,6 +9,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from airflow_provider_healthex.sandbox.deliveries import StoredFile
 from airflow_provider_healthex.sandbox.wsgi import WsgiServer
 
 REGION = "us-east-1"
@@ -37,6 +38,8 @@ def s3_client(endpoint_url: str, credentials: tuple[str, str] | None) -> Any:
 class S3Destination:
     """A bucket that deliveries are put into, on any S3 server."""
 
+    sets_times = False
+
     def __init__(self, client: Any, bucket: str) -> None:
         self._client = client
         self.bucket = bucket
@@ -61,6 +64,19 @@ class S3Destination:
         for key in self._keys:
             self._client.delete_object(Bucket=self.bucket, Key=key)
         self._keys.clear()
+
+    def files(self, prefix: str) -> list[StoredFile]:
+        """Return what is there whose key begins so."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        return [
+            StoredFile(row["Key"], row["Size"], row["LastModified"])
+            for page in pages
+            for row in page.get("Contents", [])
+        ]
+
+    def age(self, key: str, days: float) -> None:
+        """Refuse: no S3 API makes an object older."""
+        raise RuntimeError("Only the sandbox's own S3 server can make an object old.")
 
 
 class OwnS3(WsgiServer):
@@ -108,8 +124,10 @@ class OwnDestination(S3Destination):
     A bucket on moto in this process.
 
     :param server: moto.
-    :param client: to make the bucket with.
+    :param client: to make the bucket with, and to list it.
     """
+
+    sets_times = True
 
     def __init__(self, server: OwnS3, client: Any, bucket: str) -> None:
         super().__init__(client, bucket)
@@ -122,3 +140,7 @@ class OwnDestination(S3Destination):
     def take_back(self) -> None:
         """Forget the bucket with all that is in it."""
         self._server.drop(self.bucket)
+
+    def age(self, key: str, days: float) -> None:
+        """Make an object older."""
+        self._server.age(self.bucket, key, days)

@@ -1,4 +1,4 @@
-"""The running sandbox: the API, an S3 server and the deliveries between them, as one object."""
+"""The running sandbox: the API, an S3 or SFTP server, the deliveries between them and a mailbox, as one object."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import warnings
 from collections import Counter
 from ipaddress import ip_address
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_provider_healthex.sandbox import cohort as cohorts
 from airflow_provider_healthex.sandbox import patients
 from airflow_provider_healthex.sandbox.api import create_app
-from airflow_provider_healthex.sandbox.deliveries import DEFAULT_PATH, Deliveries, DeliveryPath
+from airflow_provider_healthex.sandbox.deliveries import DEFAULT_PATH, Deliveries, DeliveryPath, Destination, StoredFile
 from airflow_provider_healthex.sandbox.faults import Faults
+from airflow_provider_healthex.sandbox.mail import Mail, Mailbox
 from airflow_provider_healthex.sandbox.pace import Pace, RateLimit
 from airflow_provider_healthex.sandbox.patients import Scenario
 from airflow_provider_healthex.sandbox.s3 import REGION, OwnDestination, OwnS3, S3Destination, s3_client
@@ -27,19 +28,24 @@ from airflow_provider_healthex.sandbox.wsgi import WsgiServer
 if TYPE_CHECKING:
     from flask import Flask
 
+    # Asyncssh comes with the extra `sftp`: only who delivers by SFTP needs it.
+    from airflow_provider_healthex.sandbox.sftp import SftpDestination, SftpServer
+
 DEFAULT_BUCKET = "healthex-deliveries"
 
-#: How old the earlier deliveries are where the S3 server is the sandbox's own, in days.
+#: How old the earlier deliveries are where the destination sets times, in days.
 EARLIER = 30
 
 #: How long another S3 server's earlier deliveries are left to age, so that any request is later,
 #: even with times in whole seconds and the sensor's 2 s of clock skew.
 SETTLING = 4.0  # seconds
 
+_NOT_RUNNING = "The sandbox is not running: use it in a `with` statement, or call start()."
+
 
 class Sandbox:
     """
-    A HealthEx-like API that delivers to S3, on this machine. A context manager::
+    A HealthEx-like API that delivers to S3 or by SFTP, on this machine. A context manager::
 
         with Sandbox(delay=1) as sandbox:
             os.environ.update(sandbox.airflow_environment())
@@ -47,14 +53,18 @@ class Sandbox:
             assert sandbox.asked("patient-in-progress") == 1
 
     :param port: of the API; 0 for a free one.
+    :param delivery: ``s3``, or ``sftp``, which needs the extra of that name; only that server is started.
     :param s3_port: of the S3 server; 0 for a free one.
+    :param sftp_port: of the SFTP server; 0 for a free one.
+    :param smtp_port: of the mailbox, an SMTP server that delivers nothing; 0 for a free one.
     :param delay: seconds from a request to its delivery.
     :param path: where deliveries go, with ``{orgId}``, ``{projectId}``, ``{healthexPatientId}``,
         ``{externalId}``; a folder ends in ``/``.
     :param bucket: made where it is missing. By default one that no other sandbox of this process uses.
-    :param bind: the address both servers listen on. Leave it: nothing here is made for a network.
+    :param bind: the address that the servers listen on. Leave it: nothing here is made for a network.
     :param s3_endpoint: another S3 server to deliver to, in place of the sandbox's own.
     :param s3_credentials: access key and secret for that server; by default boto3 looks for them.
+    :param sftp_server: another SFTP server to deliver to (:class:`~.sftp.SftpServer`), in place of the sandbox's own.
     :param cohort: how many patients there are besides the named ones: ``patient-00001`` and on, with the
         outcomes of :data:`~.cohort.OUTCOMES`. 10,000 take 2 s more to start, and 80 MB.
     :param seed: decides who of the cohort has which outcome, when whose consent ends, and the ``spread``.
@@ -63,7 +73,7 @@ class Sandbox:
     :param rate_limit: calls a second, on average; above it comes 429 with ``Retry-After``. Not in the first
         second, for which the calls of one are in hand. By default there is no limit.
     :param earlier_deliveries: whether anything was delivered before the start. With ``s3_endpoint`` each
-        takes a request.
+        takes a request; by SFTP 1,000 take 10 s.
     :param age_old_deliveries: make the deliveries that are there from the start 30 days old. No S3 API
         can, so with ``s3_endpoint`` start() and reset() wait 4 s instead: older than any request.
     :param on_event: called as ``on_event(event, details)``, from the thread it happens in, with ``asked``
@@ -82,13 +92,17 @@ class Sandbox:
         self,
         *,
         port: int = 0,
+        delivery: Literal["s3", "sftp"] = "s3",
         s3_port: int = 0,
+        sftp_port: int = 0,
+        smtp_port: int = 0,
         delay: float = 3.0,
         path: str = DEFAULT_PATH,
         bucket: str | None = None,
         bind: str = "127.0.0.1",
         s3_endpoint: str | None = None,
         s3_credentials: tuple[str, str] | None = None,
+        sftp_server: SftpServer | None = None,
         cohort: int = 0,
         seed: int = 0,
         spread: float = 0.0,
@@ -98,12 +112,21 @@ class Sandbox:
         age_old_deliveries: bool = True,
         on_event: Listener | None = None,
     ) -> None:
+        if delivery == "s3":
+            _refuse(delivery, sftp_port=sftp_port, sftp_server=sftp_server)
+        elif delivery == "sftp":
+            _refuse(delivery, s3_port=s3_port, bucket=bucket, s3_endpoint=s3_endpoint, s3_credentials=s3_credentials)
+        else:
+            raise ValueError(f"delivery is {delivery!r}: use 's3' or 'sftp'.")
+        self.delivery = delivery
         self.path = path
         self.faults = Faults()
         self._delivery_path = DeliveryPath(path, self.org_id, self.project_id)
         self._port, self._s3_port, self._bind, self._delay = port, s3_port, bind, delay
+        self._smtp_port = smtp_port
         self._bucket = bucket
         self._s3_endpoint = s3_endpoint
+        self._sftp_port, self._sftp_server = sftp_port, sftp_server
         self._credentials = s3_credentials if s3_endpoint else ("sandbox-s3-key", "sandbox-s3-secret")
         self._age_old_deliveries = age_old_deliveries
         self._seed, self._spread = seed, spread
@@ -112,9 +135,11 @@ class Sandbox:
         self._state = State(on_event, self._cohort, earlier_deliveries)
         self._tokens = Tokens(self.org_id)
         self._own_s3: OwnS3 | None = None
-        self._destination: S3Destination
+        self._sftp: SftpDestination | None = None
+        self._destination: Destination
         self._deliveries: Deliveries | None = None
         self._api: WsgiServer | None = None
+        self._mailbox: Mailbox | None = None
 
     # --- running
 
@@ -131,7 +156,10 @@ class Sandbox:
                 stacklevel=2,
             )
         try:
-            self._start_s3()
+            if self.delivery == "s3":
+                self._start_s3()
+            else:
+                self._start_sftp()
             self._deliveries = Deliveries(
                 self._destination,
                 self._delivery_path,
@@ -141,6 +169,7 @@ class Sandbox:
                 seed=self._seed,
             )
             self._put_earlier()
+            self._mailbox = Mailbox(self._bind, self._smtp_port, self.faults)
             self._api = WsgiServer(self._app(), self._bind, self._port, "healthex-api")
         except BaseException:
             self.stop()
@@ -148,25 +177,30 @@ class Sandbox:
         return self
 
     def stop(self) -> None:
-        """Answer and deliver nothing more; threads and ports are free on return."""
+        """Answer and deliver nothing more. Threads and ports are free on return, and the own server's files gone."""
         self._state.over.set()
         if self._api:
             self._api.stop()
+        if self._mailbox:
+            self._mailbox.stop()
         if self._deliveries:
             self._deliveries.scheduler.stop()
         if self._own_s3:
             self._own_s3.stop()
             self._own_s3.drop(self.bucket)
-        self._api = self._deliveries = self._own_s3 = None
+        if self._sftp:
+            self._sftp.close()
+        self._api = self._mailbox = self._deliveries = self._own_s3 = self._sftp = None
 
     def reset(self) -> None:
         """
-        Start over: forget what happened, empty the bucket and put the earlier deliveries again.
+        Start over: forget what happened and was mailed, delete what was delivered, put the earlier deliveries again.
 
-        Of a bucket on another S3 server, only what the sandbox has put there is deleted.
+        On another S3 or SFTP server, only what the sandbox has put there is deleted.
         """
         self._running.scheduler.clear()
         self.faults.clear()
+        self._mails.clear()
         self._state.reset()
         self._destination.take_back()
         self._destination.prepare()
@@ -189,24 +223,34 @@ class Sandbox:
     def api_url(self) -> str:
         """The API's base URL."""
         if self._api is None:
-            raise RuntimeError("The sandbox is not running: use it in a `with` statement, or call start().")
+            raise RuntimeError(_NOT_RUNNING)
         return self._api.url
 
     @property
     def s3_url(self) -> str:
         """The S3 server's URL."""
+        self._check_delivery("s3")
         if self._own_s3 is None and self._s3_endpoint is None:
-            raise RuntimeError("The sandbox is not running: use it in a `with` statement, or call start().")
+            raise RuntimeError(_NOT_RUNNING)
         return self._own_s3.url if self._own_s3 else self._s3_endpoint or ""
 
     @property
     def bucket(self) -> str:
         """The bucket that deliveries go to."""
+        self._check_delivery("s3")
         return self._bucket or DEFAULT_BUCKET
 
     def s3_client(self) -> Any:
         """Return a boto3 client for the S3 server."""
         return s3_client(self.s3_url, self._credentials)
+
+    @property
+    def sftp_server(self) -> SftpServer:
+        """The SFTP server that deliveries go to, with the account and the host key."""
+        self._check_delivery("sftp")
+        if self._sftp is None:
+            raise RuntimeError(_NOT_RUNNING)
+        return self._sftp.server
 
     def token(self, *, expires_in: float = 24 * 3600, **claims: Any) -> str:
         """Return a JWT that the API accepts, or with a negative ``expires_in`` one that has expired."""
@@ -235,15 +279,42 @@ class Sandbox:
             connection["login"], connection["password"] = self._credentials
         return connection
 
+    def sftp_connection(self) -> dict[str, Any]:
+        """Return an Airflow connection to the SFTP server, with its host key."""
+        return self.sftp_server.airflow_connection()
+
+    def smtp_connection(self) -> dict[str, Any]:
+        """Return an Airflow connection to the mailbox."""
+        return {
+            "conn_type": "smtp",
+            "host": self._mails.host,
+            "port": self._mails.port,
+            "extra": {
+                "disable_tls": True,
+                "disable_ssl": True,
+                "from_email": "study@sandbox.example",
+                "retry_limit": 0,  # SmtpHook would repeat a refused mail 5 times at once, and no fault be seen
+            },
+        }
+
+    def connections(self) -> dict[str, dict[str, Any]]:
+        """Return Airflow's default connections: to the API, to where deliveries go, and to the mailbox."""
+        connections = {"healthex_default": self.healthex_connection()}
+        if self.delivery == "s3":
+            connections["aws_default"] = self.aws_connection()
+        else:
+            connections["sftp_default"] = self.sftp_connection()
+        connections["smtp_default"] = self.smtp_connection()
+        return connections
+
     def airflow_environment(self) -> dict[str, str]:
         """
-        Return the environment variables that make both Airflow's default connections.
+        Return the environment variables that make Airflow's default connections.
 
         Behind a proxy also NO_PROXY, without which Airflow would look for the sandbox there.
         """
         environment = {
-            "AIRFLOW_CONN_HEALTHEX_DEFAULT": json.dumps(self.healthex_connection()),
-            "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(self.aws_connection()),
+            f"AIRFLOW_CONN_{name.upper()}": json.dumps(connection) for name, connection in self.connections().items()
         }
         if any(name.lower() in ("http_proxy", "all_proxy") and value for name, value in os.environ.items()):
             for name in ("NO_PROXY", "no_proxy"):
@@ -283,8 +354,13 @@ class Sandbox:
         return self._state.updates_of(patient_id)
 
     def calls(self, endpoint: str) -> int:
-        """Return how many requests arrived at an endpoint of :data:`~.faults.ENDPOINTS`."""
+        """Return how many requests arrived at one of the API's endpoints, as :data:`~.faults.ENDPOINTS` calls it."""
         return self._state.calls[endpoint]
+
+    @property
+    def mails(self) -> list[Mail]:
+        """What came to the mailbox, the earliest first: ``recipient``, ``subject`` and ``text`` of each."""
+        return self._mails.mails()
 
     def prefix(self, patient_id: str) -> str:
         """Return the folder (or key) of a patient's deliveries."""
@@ -303,11 +379,15 @@ class Sandbox:
         if not self._running.scheduler.wait_until_idle(timeout):
             raise TimeoutError(f"Deliveries are still on their way after {timeout:g} s.")
 
+    def files(self, patient_id: str) -> list[StoredFile]:
+        """Return what is there of a patient's deliveries, in the order of the paths."""
+        assert self._running
+        return self._destination.files(self.prefix(patient_id))
+
     def backdate(self, key: str, days: float) -> None:
-        """Make an object in the bucket older. Only the sandbox's own S3 server can."""
-        if self._own_s3 is None:
-            raise RuntimeError("Only the sandbox's own S3 server can make an object old.")
-        self._own_s3.age(self.bucket, key, days)
+        """Make a delivered file older. Another S3 server than the sandbox's own can't."""
+        assert self._running
+        self._destination.age(key, days)
 
     # --- inside
 
@@ -319,6 +399,7 @@ class Sandbox:
                 tokens=self._tokens,
                 deliveries=self._running,
                 pace=self._pace,
+                mailbox=self._mails,
                 reset=self.reset,
                 api_key=self.api_key,
                 api_secret=self.api_secret,
@@ -328,8 +409,14 @@ class Sandbox:
     @property
     def _running(self) -> Deliveries:
         if self._deliveries is None:
-            raise RuntimeError("The sandbox is not running: use it in a `with` statement, or call start().")
+            raise RuntimeError(_NOT_RUNNING)
         return self._deliveries
+
+    @property
+    def _mails(self) -> Mailbox:
+        if self._mailbox is None:
+            raise RuntimeError(_NOT_RUNNING)
+        return self._mailbox
 
     def _patient(self, patient_id: str) -> Patient:
         try:
@@ -338,6 +425,10 @@ class Sandbox:
             raise LookupError(
                 f"The sandbox has no patient {patient_id!r}: `healthex-sandbox patients` lists them."
             ) from None
+
+    def _check_delivery(self, delivery: str) -> None:
+        if self.delivery != delivery:
+            raise RuntimeError(f"This sandbox delivers with delivery={self.delivery!r}; this is for {delivery!r}.")
 
     def _start_s3(self) -> None:
         if self._s3_endpoint is None:
@@ -349,7 +440,20 @@ class Sandbox:
             self._destination = S3Destination(self.s3_client(), self.bucket)
         self._destination.prepare()
 
+    def _start_sftp(self) -> None:
+        from airflow_provider_healthex.sandbox.sftp import OwnDestination, SftpDestination
+
+        other = self._sftp_server
+        self._sftp = SftpDestination(other) if other else OwnDestination(self._bind, self._sftp_port)
+        self._destination = self._sftp
+        self._destination.prepare()
+
     def _put_earlier(self) -> None:
         self._running.put_earlier(EARLIER if self._age_old_deliveries else 0)
-        if self._age_old_deliveries and self._own_s3 is None:
+        if self._age_old_deliveries and not self._destination.sets_times:
             time.sleep(SETTLING)
+
+
+def _refuse(delivery: str, **arguments: object) -> None:
+    if unused := [name for name, value in arguments.items() if value]:
+        raise ValueError(f"With delivery={delivery!r} there is no use for {' and '.join(unused)}: leave it out.")

@@ -9,6 +9,7 @@ from flask import current_app
 
 from airflow_provider_healthex.sandbox.deliveries import Deliveries
 from airflow_provider_healthex.sandbox.faults import Faults
+from airflow_provider_healthex.sandbox.mail import Mailbox
 from airflow_provider_healthex.sandbox.pace import Pace
 from airflow_provider_healthex.sandbox.state import State
 from airflow_provider_healthex.sandbox.tokens import Tokens
@@ -25,6 +26,7 @@ class Service:
     tokens: Tokens
     deliveries: Deliveries
     pace: Pace
+    mailbox: Mailbox
     reset: Callable[[], None]
     api_key: str
     api_secret: str

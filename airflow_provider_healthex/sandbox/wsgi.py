@@ -42,7 +42,7 @@ class WsgiServer:
         handler: type[WSGIRequestHandler] = QuietRequestHandler,
     ) -> None:
         # Werkzeug ends the process where a port is taken; a socket of our own raises OSError instead.
-        with _listen(host, port) as listening:
+        with listen(host, port) as listening:
             self._server = make_server(host, port, app, threaded=True, request_handler=handler, fd=listening.fileno())
         self.host = host
         self.port: int = self._server.port
@@ -54,7 +54,7 @@ class WsgiServer:
     @property
     def url(self) -> str:
         """The address to call it at, from this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        host = reachable(self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def stop(self) -> None:
@@ -63,7 +63,18 @@ class WsgiServer:
         self._thread.join()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def reachable(host: str) -> str:
+    """Return the address at which this machine reaches what listens on one."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """
+    Return a listening socket.
+
+    :param port: 0 for a free one.
+    :raises OSError: naming the port, where it is taken.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)

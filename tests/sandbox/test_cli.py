@@ -17,7 +17,8 @@ from airflow_provider_healthex.sandbox import cli, patients
 
 from .conftest import is_free
 
-SERVE = [sys.executable, "-m", "airflow_provider_healthex.sandbox.cli", "serve", "--port", "0", "--s3-port", "0"]
+COMMAND = [sys.executable, "-m", "airflow_provider_healthex.sandbox.cli", "serve", "--port", "0", "--smtp-port", "0"]
+SERVE = [*COMMAND, "--s3-port", "0"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -46,6 +47,35 @@ def test_serve_runs_until_a_signal_and_leaves_nothing(number):
     assert is_free(s3_url)
 
 
+def test_serve_by_sftp_runs_until_ctrl_c_and_leaves_nothing(tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [*COMMAND, "--delivery", "sftp", "--sftp-port", "0"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        net = threading.Timer(60, process.kill)
+        net.start()
+        welcome = "".join(iter(process.stdout.readline, "Ctrl-C ends it.\n"))
+        exported = dict(re.findall(r"^export (\w+)='(.*)'$", welcome, re.MULTILINE))
+        assert sorted(exported) == [
+            "AIRFLOW_CONN_HEALTHEX_DEFAULT",
+            "AIRFLOW_CONN_SFTP_DEFAULT",
+            "AIRFLOW_CONN_SMTP_DEFAULT",
+        ]
+        server = json.loads(exported["AIRFLOW_CONN_SFTP_DEFAULT"])
+        assert f"{server['host']}:{server['port']}   user {server['login']}, password {server['password']}" in welcome
+        assert server["extra"]["host_key"].startswith("ssh-ed25519 AAAA")
+        healthex = json.loads(exported["AIRFLOW_CONN_HEALTHEX_DEFAULT"])
+        requests.post(f"{healthex['host']}/_sandbox/patients/{patients.PARTIAL}/deliver", timeout=10)
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(10) == 0
+        net.cancel()
+    assert re.fullmatch(r"delivered  .*bundle\.json.*\nStopped; nothing is left behind\.\n", rest)
+    assert is_free(f"http://{server['host']}:{server['port']}")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_serve_can_have_a_cohort():
     options = ["--patients", "100", "--seed", "7", "--latency", "0.01", "--rate-limit", "500", "--spread", "1"]
     with subprocess.Popen([*SERVE, *options, "--no-earlier-deliveries"], stdout=subprocess.PIPE, text=True) as process:
@@ -66,14 +96,29 @@ def test_serve_refuses_what_cannot_be(option, capsys):
     assert f"{option[1]} is no number of" in capsys.readouterr().err
 
 
-def test_serve_says_why_it_cannot(capfd):
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--s3-port", "0", "--smtp-port", "0", "--port"],
+        ["--port", "0", "--smtp-port", "0", "--s3-port"],
+        ["--port", "0", "--smtp-port", "0", "--delivery", "sftp", "--sftp-port"],
+        ["--port", "0", "--s3-port", "0", "--smtp-port"],
+    ],
+)
+def test_serve_says_why_it_cannot(options):
+    command = [sys.executable, "-m", "airflow_provider_healthex.sandbox.cli", "serve"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        process = subprocess.run([*SERVE, "--port", port], capture_output=True, text=True, timeout=60)
+        process = subprocess.run([*command, *options, port], capture_output=True, text=True, timeout=60)
     assert process.returncode == 1
     assert "could not start" in process.stderr
     assert f"127.0.0.1 port {port}. Choose another" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_what_goes_with_the_other_delivery_is_said(capsys):
+    assert cli.main(["serve", "--delivery", "sftp", "--bucket", "b"]) == 1
+    assert "no use for bucket" in capsys.readouterr().err
 
 
 def test_patients_lists_every_patient_with_what_happens(capsys):
@@ -85,25 +130,37 @@ def test_patients_lists_every_patient_with_what_happens(capsys):
 
 def test_demo_is_handed_its_options(monkeypatch):
     demo = types.ModuleType("demo")
-    demo.main = lambda options: (options.dag, options.dags_folder, options.patient, options.airflow_home)
-    monkeypatch.setitem(sys.modules, "airflow_provider_healthex.sandbox.demo", demo)
-    assert cli.main(["demo"]) == ("refresh_patient", "example_dags", patients.IN_PROGRESS, None)
-    assert cli.main(["demo", "--dag", "d", "--dags-folder", "f", "--patient", "p", "--airflow-home", "h"]) == (
-        "d", "f", "p", "h",
+    demo.main = lambda options: (
+        options.delivery, options.dag, options.dags_folder, options.patient, options.airflow_home,
     )  # fmt: skip
+    demo.serve_ui = lambda options: (options.delivery, options.dags_folder, options.port)
+    monkeypatch.setitem(sys.modules, "airflow_provider_healthex.sandbox.demo", demo)
+    assert cli.main(["demo"]) == ("s3", None, "example_dags", patients.IN_PROGRESS, None)
+    given = ["--delivery", "sftp", "--dag", "d", "--dags-folder", "f", "--patient", "p", "--airflow-home", "h"]
+    assert cli.main(["demo", *given]) == ("sftp", "d", "f", "p", "h")
+    assert cli.main(["airflow", "--delivery", "sftp"]) == ("sftp", "example_dags", 8080)
 
 
-@pytest.mark.parametrize("missing", ["flask", "moto", "cryptography"])
-def test_without_the_extra_it_says_what_to_install(missing):
+@pytest.mark.parametrize(
+    ("missing", "delivery", "extras"),
+    [
+        ("aiosmtpd", "s3", "sandbox"),
+        ("flask", "s3", "sandbox"),
+        ("moto", "s3", "sandbox"),
+        ("cryptography", "s3", "sandbox"),
+        ("asyncssh", "sftp", "sandbox,sftp"),
+    ],
+)
+def test_without_the_extra_it_says_what_to_install(missing, delivery, extras):
     code = (
         "import sys\n"
         f"sys.modules[{missing!r}] = None\n"
         "from airflow_provider_healthex.sandbox import cli\n"
-        "sys.exit(cli.main(['serve', '--port', '0', '--s3-port', '0']))\n"
+        f"sys.exit(cli.main(['serve', '--port', '0', '--smtp-port', '0', '--delivery', {delivery!r}]))\n"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert process.returncode == 2
-    assert "pip install 'airflow-provider-healthex[sandbox]'" in process.stderr
+    assert f"pip install 'airflow-provider-healthex[{extras}]'" in process.stderr
     assert "Traceback" not in process.stderr
 
 

@@ -133,6 +133,7 @@ def test_faults_can_be_taken_back(sandbox, call):
         (("update", "broken"), "no fault 'broken'"),
         (("update", 200), "no fault '200'"),
         (("update", 500, 0), "times is 0"),
+        (("mail", "cut"), "SMTP status"),
     ],
 )
 def test_a_fault_that_does_not_exist_is_refused(arguments, message):

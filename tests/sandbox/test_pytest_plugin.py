@@ -72,3 +72,27 @@ def test_the_settings_can_be_overridden(pytester: pytest.Pytester):
         """
     )
     pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_deliveries_can_come_by_sftp(pytester: pytest.Pytester):
+    pytester.makeconftest(
+        f"""
+        import pytest
+        pytest_plugins = ["{PLUGIN}"]
+
+        @pytest.fixture(scope="session")
+        def healthex_sandbox_settings():
+            return {{"delivery": "sftp", "delay": 0.1}}
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os
+
+        def test_connection(healthex_sandbox):
+            assert "AIRFLOW_CONN_AWS_DEFAULT" not in os.environ
+            assert healthex_sandbox.sftp_server.host_key in os.environ["AIRFLOW_CONN_SFTP_DEFAULT"]
+            assert len(healthex_sandbox.files("patient-in-progress")) == 1
+        """
+    )
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)

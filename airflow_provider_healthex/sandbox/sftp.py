@@ -1,0 +1,360 @@
+"""SFTP as the place deliveries go to: any server, or asyncssh's in this process. Needs the extra ``sftp``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import posixpath
+import shutil
+import socket
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+from airflow_provider_healthex.sandbox.deliveries import StoredFile
+from airflow_provider_healthex.sandbox.wsgi import listen, reachable
+
+try:
+    import asyncssh
+except ModuleNotFoundError as error:
+    needs = f"Delivery by SFTP needs {error.name}: pip install 'airflow-provider-healthex[sandbox,sftp]'"
+    raise ModuleNotFoundError(needs, name=error.name) from None
+
+# It tells each connection and each file at INFO. Whoever has set a level keeps it.
+if logging.getLogger("asyncssh").level == logging.NOTSET:
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)
+
+T = TypeVar("T")
+
+#: Both are public: the server is for this machine.
+USERNAME = "sandbox-sftp-user"
+PASSWORD = "sandbox-sftp-password"
+
+#: What a file is called while it is written.
+PARTIAL = ".filepart"
+
+PATIENCE = 30  # seconds for one file, connecting included
+
+
+@dataclass(frozen=True)
+class SftpServer:
+    """
+    An SFTP server and an account on it.
+
+    :param password: None: the private key alone.
+    :param private_key: in OpenSSH's or a PEM form.
+    :param host_key: the server's public key, as ``ssh-ed25519 AAAA…``; another server is refused.
+    """
+
+    host: str
+    port: int
+    username: str
+    host_key: str
+    password: str | None = field(default=None, repr=False)
+    private_key: str | None = field(default=None, repr=False)
+
+    def airflow_connection(self) -> dict[str, Any]:
+        """Return an Airflow connection to it, of type ``sftp``."""
+        connection: dict[str, Any] = {
+            "conn_type": "sftp",
+            "host": self.host,
+            "port": self.port,
+            "login": self.username,
+            "extra": {"host_key": self.host_key},
+        }
+        if self.password is not None:
+            connection["password"] = self.password
+        if self.private_key is not None:
+            connection["extra"]["private_key"] = self.private_key
+        return connection
+
+
+class SftpDestination:
+    """
+    An account on an SFTP server that deliveries are written to, through one connection.
+
+    A file is written under another name and then renamed over the old one: nobody sees half of it.
+
+    :param server: where to. Relative paths begin where the account does.
+    """
+
+    sets_times = True
+
+    def __init__(self, server: SftpServer) -> None:
+        self.server = server
+        self._files: set[str] = set()
+        self._folders: list[str] = []  # a parent before what is in it
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._client: asyncssh.SFTPClient
+        self._turn = asyncio.Lock()  # one file after the other
+        self._thread = LoopThread("healthex-uploads")
+
+    def put(self, key: str, body: bytes, *, days_old: float = 0) -> None:
+        """Write a file, over the one that is there."""
+        self._run(lambda sftp: self._put(sftp, key, body, days_old))
+
+    def prepare(self) -> None:
+        """Connect, so that what is wrong with the server or the account shows at once."""
+        self._run(lambda sftp: sftp.realpath("."))
+
+    def take_back(self) -> None:
+        """Delete what was put, with the folders that were made for it, and nothing else."""
+        while self._files:
+            self._run(lambda sftp: _remove(sftp, self._files.pop()))
+        while self._folders:
+            self._run(lambda sftp: _remove_empty(sftp, self._folders.pop()))
+
+    def files(self, prefix: str) -> list[StoredFile]:
+        """Return what is there in a folder and those below, or the one file where it doesn't end in ``/``."""
+        return self._run(lambda sftp: _listed(sftp, prefix))
+
+    def age(self, key: str, days: float) -> None:
+        """Make a file older."""
+        self._run(lambda sftp: _age(sftp, key, days))
+
+    def close(self) -> None:
+        """Disconnect and end the thread."""
+        self._thread.run(self._disconnect())
+        self._thread.stop()
+
+    def _run(self, job: Callable[[asyncssh.SFTPClient], Awaitable[T]]) -> T:
+        return self._thread.run(self._in_turn(job))
+
+    async def _in_turn(self, job: Callable[[asyncssh.SFTPClient], Awaitable[T]]) -> T:
+        async with self._turn:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    if self._connection is None or self._connection.is_closed():
+                        await self._connect()
+                    return await job(self._client)
+            except asyncssh.SFTPError:  # an answer: the connection is as good as before
+                raise
+            except BaseException:
+                await self._disconnect()
+                raise
+
+    async def _connect(self) -> None:
+        server = self.server
+        keys = [asyncssh.import_private_key(server.private_key)] if server.private_key else None
+        connection = await asyncssh.connect(
+            server.host,
+            server.port,
+            username=server.username,
+            password=server.password,
+            client_keys=keys,
+            known_hosts=([asyncssh.import_public_key(server.host_key)], [], []),
+            # What this user's own SSH has set up is for others.
+            config=None,
+            agent_path=None,
+        )
+        try:
+            self._client = await connection.start_sftp_client()
+        except BaseException:
+            connection.abort()
+            raise
+        self._connection = connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+            await connection.wait_closed()
+
+    async def _put(self, sftp: asyncssh.SFTPClient, key: str, body: bytes, days_old: float) -> None:
+        await self._make(sftp, posixpath.dirname(key))
+        partial = key + PARTIAL
+        self._files |= {key, partial}
+        async with sftp.open(partial, "wb") as file:
+            await file.write(body)
+        if days_old:
+            await _age(sftp, partial, days_old)
+        await sftp.posix_rename(partial, key)
+        self._files.discard(partial)
+
+    async def _make(self, sftp: asyncssh.SFTPClient, folder: str) -> None:
+        # Asked each time: whom it is delivered to may tidy up.
+        if not folder or await sftp.isdir(folder):
+            return
+        await self._make(sftp, posixpath.dirname(folder))
+        await sftp.mkdir(folder)
+        self._folders.append(folder)
+
+
+async def _remove(sftp: asyncssh.SFTPClient, file: str) -> None:
+    with contextlib.suppress(asyncssh.SFTPNoSuchFile):
+        await sftp.remove(file)
+
+
+async def _remove_empty(sftp: asyncssh.SFTPClient, folder: str) -> None:
+    with contextlib.suppress(asyncssh.SFTPError):  # gone, or something of another's is in it
+        await sftp.rmdir(folder)
+
+
+async def _age(sftp: asyncssh.SFTPClient, path: str, days: float) -> None:
+    modified = (await sftp.stat(path)).mtime or time.time()
+    earlier = modified - days * 24 * 3600
+    await sftp.utime(path, (earlier, earlier))
+
+
+async def _listed(sftp: asyncssh.SFTPClient, prefix: str) -> list[StoredFile]:
+    found = sorted([each async for each in _walk(sftp, prefix)])
+    return [
+        StoredFile(path, attributes.size or 0, datetime.fromtimestamp(attributes.mtime or 0, timezone.utc))
+        for path, attributes in found
+    ]
+
+
+async def _walk(sftp: asyncssh.SFTPClient, prefix: str) -> AsyncIterator[tuple[str, asyncssh.SFTPAttrs]]:
+    if not prefix.endswith("/"):
+        if await sftp.isfile(prefix):
+            yield prefix, await sftp.stat(prefix)
+        return
+    if not await sftp.isdir(prefix):
+        return
+    async for entry in sftp.scandir(prefix):
+        name = os.fsdecode(entry.filename)
+        if name in (".", ".."):
+            continue
+        if stat.S_ISDIR(entry.attrs.permissions or 0):
+            async for below in _walk(sftp, f"{prefix}{name}/"):
+                yield below
+        else:
+            yield prefix + name, entry.attrs
+
+
+class OwnSftp:
+    """
+    Asyncssh's SFTP server in this process, on a folder and with a host key of its own.
+
+    :param host: the address to listen on.
+    :param port: 0 for a free one.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        listening = listen(host, port)
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        self.server = SftpServer(
+            reachable(host),
+            listening.getsockname()[1],
+            USERNAME,
+            key.export_public_key().decode().strip(),
+            PASSWORD,
+        )
+        self._folder = tempfile.TemporaryDirectory(prefix="healthex-sftp-")
+        self._connections: set[asyncssh.SSHServerConnection] = set()
+        self._thread = LoopThread("healthex-sftp")
+        self._acceptor = self._thread.run(self._listen(listening, key))
+
+    def clear(self) -> None:
+        """Delete all files, whoever put them."""
+        for entry in Path(self._folder.name).iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def stop(self) -> None:
+        """Drop all connections, free the port and delete the files."""
+        self._thread.run(self._close())
+        self._thread.stop()
+        self._folder.cleanup()
+
+    async def _listen(self, listening: socket.socket, key: asyncssh.SSHKey) -> asyncssh.SSHAcceptor:
+        return await asyncssh.listen(
+            sock=listening,
+            server_factory=lambda: _Login(self._connections),
+            server_host_keys=[key],
+            sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=os.fsencode(self._folder.name)),
+        )
+
+    async def _close(self) -> None:
+        self._acceptor.close()
+        for connection in list(self._connections):
+            connection.abort()
+            await connection.wait_closed()
+        await self._acceptor.wait_closed()
+
+
+class OwnDestination(SftpDestination):
+    """
+    An SFTP server in this process, delivered to as to any other.
+
+    :param host: the address it listens on.
+    :param port: 0 for a free one.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._own = OwnSftp(host, port)
+        super().__init__(self._own.server)
+
+    def take_back(self) -> None:
+        """Delete all files, whoever put them."""
+        self._own.clear()
+        self._files.clear()
+        self._folders.clear()
+
+    def close(self) -> None:
+        """Disconnect, and end the server with its files."""
+        super().close()
+        self._own.stop()
+
+
+class _Login(asyncssh.SSHServer):
+    """Lets in who knows the public password."""
+
+    def __init__(self, connections: set[asyncssh.SSHServerConnection]) -> None:
+        self._connections = connections
+        self._connection: asyncssh.SSHServerConnection
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connection = conn
+        self._connections.add(conn)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self._connection)
+
+    def password_auth_supported(self) -> bool:
+        return True
+
+    def validate_password(self, username: str, password: str) -> bool:
+        return (username, password) == (USERNAME, PASSWORD)
+
+
+class LoopThread:
+    """
+    An event loop on a thread of its own.
+
+    :param name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there, and return its result."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # where the waiting was interrupted
+            raise
+
+    def stop(self) -> None:
+        """Cancel what still runs, and end the thread."""
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._ended.wait())

@@ -1,0 +1,230 @@
+"""Waiting until the refreshed data has landed on an SFTP server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import PokeReturnValue, conf
+
+from airflow_provider_healthex.delivery.tree import CONFIRMATION, PARTIAL, TreeLook, Watch, look_at_tree
+from airflow_provider_healthex.exceptions import HealthExConfigurationError
+from airflow_provider_healthex.sensors.arrival import DEFERRAL_GRACE, refuse_pasted_templates
+from airflow_provider_healthex.sensors.patient import PatientArrivalSensor, PatientWait
+from airflow_provider_healthex.sftp import PATIENCE, SftpServer
+from airflow_provider_healthex.triggers.sftp import HealthExSftpDataArrivalTrigger
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+#: Where the task's state store keeps what earlier looks of a wait showed.
+STORE_KEY = "healthex_arrival"
+
+
+class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
+    """
+    Waits for a delivery newer than the request, on an SFTP server.
+
+    It decides as :class:`~airflow_provider_healthex.sensors.healthex.HealthExDataArrivalSensor` does, and means as
+    much: *a delivery since the request that has paused*. It gives the same result. What is otherwise, is so because
+    SFTP doesn't tell the server's clock (docs/sftp.md):
+
+    * A file counts if it was modified between the request and the sensor's first look, or if it is newer than all
+      that was there at that first look, by the server's own clock; that clock may be hours off then.
+    * Quiet is what has not changed between the sensor's looks for ``quiet_period`` seconds, or what was already so
+      old, and ``clock_skew`` more, at its first look.
+    * Files named ``*.part``, ``*.filepart`` and ``*.tmp`` aren't counted, and an arrival is believed when a second
+      listing, up to 5 s later, shows the same. Symbolic links below the path's fixed part aren't followed.
+
+    Poke, reschedule and deferred mode decide alike. What the first look showed is kept in the task's state store
+    (Airflow 3.3 and later). Below, each look in reschedule mode is a first one: there, the server's clock must be
+    right to ``clock_skew`` seconds.
+
+    :param path: where HealthEx delivers (templated): a string, or a list. May contain ``{orgId}``, ``{projectId}``,
+        ``{healthexPatientId}``, ``{externalId}``, for HealthEx's delivery variables of the same name. Ends in ``/``:
+        everything under it. With ``wildcard_match``: a glob over the whole path, whose ``*`` stands for ``/`` too.
+        Otherwise: that file. Without a leading ``/`` it begins at the account's own folder.
+    :param update: the operator's output, ``update=refresh.output`` (templated); gives patient, project,
+        organisation and baseline.
+    :param since: the baseline by hand, an ISO string or an aware datetime (templated); before ``update``'s.
+        One of the two is required.
+    :param patient_id: HealthEx's id of the patient (templated); before ``update``'s, like the next two.
+    :param project_id: the project (templated).
+    :param org_id: the organisation (templated).
+    :param external_id: the id your side gave the patient (templated).
+    :param min_objects: files that must have come, for a list of paths: for each.
+    :param marker: the name of the file that ends a delivery, or its ending where it begins with a dot; a fresh one
+        is then required instead of ``quiet_period``, and isn't counted. HealthEx documents none.
+    :param quiet_period: seconds since the last change, 300 by default.
+    :param clock_skew: seconds by which the server's clock may be behind HealthEx's, or ahead of ours, 60 by default:
+        what was modified up to so long before the request counts, if it was there at the first look.
+    :param on_patient_action: for an update that needs the patient: ``fail`` (not retried), ``skip``, or ``wait``:
+        HealthEx delivers without a new request when they have acted (official guide).
+    :param manifest_path: a file on the server to write a JSON line for each file to (templated); may contain the
+        variables. The account needs the right to write it.
+    :param wildcard_match: read ``path`` as a glob.
+    :param deferrable: wait on the triggerer.
+    :param sftp_conn_id: the connection of type SFTP (templated). The server's key is verified, by the connection's
+        Extra ``host_key`` or the worker's and triggerer's ``~/.ssh/known_hosts``. It is used by the SFTP provider's
+        asynchronous hook in every mode, so that what works on the worker works on the triggerer.
+    :param poke_interval: seconds between two looks, 60 by default.
+    :param timeout: seconds until the task fails, 6 hours by default; there is one last look then. ``soft_fail``
+        turns this failure into a skip, and no other.
+    :returns: as the S3 sensor: ``bucket`` (None), ``prefix``, ``uri`` (``sftp://host:port/…``), ``patient_id``,
+        ``project_id``, ``since``, ``keys`` (paths as ``path`` writes them, sorted, at most 1,000),
+        ``keys_truncated``, ``object_count``, ``total_bytes``, ``first_modified`` and ``last_modified`` (by the
+        server's clock), ``manifest``.
+    :raises HealthExConfigurationError: on construction, for an argument that can't be used.
+    :raises AirflowFailException: from the typed error, for what waiting can't mend: no connection, a login that was
+        never let in, a host key that isn't the known one, a path whose first folder isn't there.
+    :raises AirflowSensorTimeout: when nothing arrived in time.
+    """
+
+    trigger_class = HealthExSftpDataArrivalTrigger
+    deferral_grace = DEFERRAL_GRACE + PATIENCE  # for a last look at a server that hangs
+    template_fields: Sequence[str] = (
+        "path",
+        "update",
+        "since",
+        "patient_id",
+        "project_id",
+        "external_id",
+        "org_id",
+        "manifest_path",
+        "sftp_conn_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        path: str | list[str],
+        update: Any = None,
+        since: str | datetime | None = None,
+        patient_id: str | None = None,
+        project_id: str | None = None,
+        external_id: str | None = None,
+        org_id: str | None = None,
+        min_objects: int = 1,
+        marker: str | None = None,
+        quiet_period: float = 300,
+        clock_skew: float = 60,
+        on_patient_action: str = "fail",
+        manifest_path: str | None = None,
+        wildcard_match: bool = False,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        sftp_conn_id: str = "sftp_default",
+        poke_interval: timedelta | float = 60,
+        timeout: timedelta | float = 6 * 60 * 60,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            update=update,
+            since=since,
+            patient_id=patient_id,
+            project_id=project_id,
+            external_id=external_id,
+            org_id=org_id,
+            min_objects=min_objects,
+            marker=marker,
+            quiet_period=quiet_period,
+            clock_skew=clock_skew,
+            on_patient_action=on_patient_action,
+            poke_interval=poke_interval,
+            timeout=timeout,
+            **kwargs,
+        )
+        refuse_pasted_templates(path)
+        self.path = path
+        self.manifest_path = manifest_path
+        self.wildcard_match = wildcard_match
+        self.deferrable = deferrable
+        self.sftp_conn_id = sftp_conn_id
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once; raises what :meth:`HealthExDataArrivalSensor.poke` does."""
+        found = super().poke(context)
+        if not found:
+            delivery: _TreeWait = self._delivery
+            _Memory(context, delivery).keep()
+        return found
+
+    def _prepare(self, context: Context) -> float:
+        started = super()._prepare(context)
+        _Memory(context, self._delivery).recall()
+        return started
+
+    def _resolve(self) -> _TreeWait:
+        subject = self._subject()
+        paths = [_path("path", each) for each in ([self.path] if isinstance(self.path, str) else self.path or [""])]
+        for name, value in (*(("path", each) for each in paths), ("marker", self.marker)):
+            _refuse_partial(name, value)
+        expectation = self._expectation(subject, paths, wildcard=self.wildcard_match)
+        path = _path("manifest_path", self.manifest_path) if self.manifest_path else None
+        manifest = self._manifest("manifest_path", path, subject, expectation.targets)
+        pause = min(CONFIRMATION, self.poke_interval)
+        return _TreeWait(SftpServer(self.sftp_conn_id), expectation, subject, manifest, pause)
+
+
+@dataclass(frozen=True)
+class _TreeWait(PatientWait):
+    """One wait on an SFTP server; ``pause``: seconds between the two listings that must agree."""
+
+    pause: float
+    watch: Watch = field(default_factory=Watch)
+
+    def look(self) -> TreeLook:
+        """Return the steps of one look."""
+        return look_at_tree(self.expectation, self.watch, pause=self.pause)
+
+    def collect(self, event: Mapping[str, Any]) -> TreeLook:
+        """Return the steps of one look at what the triggerer saw."""
+        # Quiet and confirmed as ever: since the triggerer's look, another file may have begun to come.
+        self.watch.recall(event["watch"])
+        return self.look()
+
+    def trigger_arguments(self) -> dict[str, Any]:
+        """Return what its trigger needs of it."""
+        return {**super().trigger_arguments(), "watch": self.watch.to_dict()}
+
+
+class _Memory:
+    """What a wait's looks showed, over processes: in the task's state store, and nowhere below Airflow 3.3."""
+
+    def __init__(self, context: Context, delivery: _TreeWait) -> None:
+        self._store: Any = context.get("task_state_store")
+        self._watch = delivery.watch
+        # A digest: paths name patients. Another request, path or setting is another wait.
+        told = json.dumps(delivery.expectation.to_dict(), sort_keys=True)
+        self._wait = hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def recall(self) -> None:
+        """Go on with what an earlier process of this wait has kept."""
+        record = self._store.get(STORE_KEY) if self._store is not None else None
+        if isinstance(record, dict) and record.get("wait") == self._wait:
+            self._watch.recall(record["watch"])
+
+    def keep(self) -> None:
+        """Keep it for the next."""
+        if self._store is not None:
+            self._store.set(STORE_KEY, {"wait": self._wait, "watch": self._watch.to_dict()})
+
+
+def _refuse_partial(name: str, value: str | None) -> None:
+    if value and value.lower().endswith(PARTIAL):
+        raise HealthExConfigurationError(
+            f"{name} is {value!r}, and files of such a name are taken for half-written ones: give the name they get."
+        )
+
+
+def _path(name: str, path: Any) -> str:
+    """Return a path, refusing what SFTP would take literally."""
+    if isinstance(path, str) and (path.startswith("~") or "://" in path):
+        raise HealthExConfigurationError(
+            f"{name} is {path!r}; give the path alone: from the root with a leading '/', from the account's own folder "
+            "without. Host and port are the connection's."
+        )
+    return path  # type: ignore[no-any-return]

@@ -1,0 +1,284 @@
+"""How an SFTP server is asked, by a worker or a triggerer, and which of its refusals pass by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.common.compat.connection import get_async_connection
+from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
+
+from airflow_provider_healthex.delivery.arrival import Arrived, Waiting
+from airflow_provider_healthex.delivery.tree import Entry, Folder, NoSuchRoot, Pause, Request, Sort, Stat
+from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
+
+try:
+    import asyncssh
+    from airflow.providers.sftp.hooks.sftp import SFTPHookAsync
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"Waiting on an SFTP server needs {error.name}: pip install 'airflow-provider-healthex[sftp]'", name=error.name
+    ) from error
+
+if TYPE_CHECKING:
+    from airflow_provider_healthex.delivery.tree import TreeLook
+
+WORKER, TRIGGERER = "worker", "triggerer"
+LISTING, WRITING = "listing", "writing to"
+
+#: Seconds for a connection to stand, and for one folder to be listed, until the server is taken for one that hangs.
+PATIENCE = 120.0
+#: Seconds for a connection to close.
+GOODBYE = 5.0
+
+# It tells every connection in a dozen lines at INFO, where a poke is one. Whoever has set a level keeps it.
+if logging.getLogger("asyncssh").level == logging.NOTSET:
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)
+
+_PASSING = (
+    asyncssh.ConnectionLost,
+    asyncssh.ServiceNotAvailable,
+    asyncssh.SFTPNoConnection,
+    asyncssh.SFTPConnectionLost,
+    asyncssh.SFTPFailure,
+    asyncssh.SFTPEOFError,
+    OSError,
+)
+#: How a server says that it is busy, or about to end.
+_PASSING_CODES = {
+    asyncssh.DisconnectError: (asyncssh.DISC_TOO_MANY_CONNECTIONS, asyncssh.DISC_BY_APPLICATION),
+    asyncssh.ChannelOpenError: (asyncssh.OPEN_RESOURCE_SHORTAGE,),
+}
+#: Files of the connection that aren't there, or can't be read: no later look finds them.
+_LOCAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+#: What Airflow or asyncssh can't make use of in a connection. What it says may quote the connection's Extra.
+_UNUSABLE = (ValueError, OverflowError, TypeError)
+
+_SORTS = {
+    asyncssh.FILEXFER_TYPE_REGULAR: Sort.FILE,
+    asyncssh.FILEXFER_TYPE_DIRECTORY: Sort.FOLDER,
+    asyncssh.FILEXFER_TYPE_UNKNOWN: Sort.UNTOLD,
+}
+
+_KEYS = "correct its private key, key_file or known_hosts"
+_LOGIN = "correct the login, password or key of the connection"
+_ADVICE: dict[type[BaseException], str] = {
+    asyncssh.PermissionDenied: _LOGIN,
+    asyncssh.ProtocolError: f"{_LOGIN}, or its host and port",
+    asyncssh.ChannelOpenError: "let the account use SFTP",
+    asyncssh.SFTPPermissionDenied: "let the account list the folders of the path",
+    asyncssh.HostKeyNotVerifiable: (
+        "the server's key isn't the one that is known, or none is: compare it with its owner's, and put it into the "
+        "connection's Extra as host_key, or into ~/.ssh/known_hosts"
+    ),
+    asyncssh.KeyExchangeFailed: "see which algorithms both sides support",
+    asyncssh.KeyImportError: _KEYS,
+    **dict.fromkeys(_LOCAL, _KEYS),
+    asyncssh.KeyEncryptionError: "give the key's passphrase as private_key_passphrase in the connection's Extra",
+    AirflowNotFoundException: "create the connection",
+    OverflowError: "correct the port of the connection",
+    ValueError: "correct the keys, host_key and no_host_key_check in the connection's Extra",
+}
+
+
+@dataclass
+class SftpServer:
+    """
+    An SFTP server and how one component looks at it, over the polls of one wait.
+
+    Both components go through the provider's asynchronous hook, so that the worker's first look meets what the
+    triggerer will. Each look has a connection of its own: a minute's idle one is easily lost, and a new one takes
+    what the Airflow connection says by then.
+
+    :param sftp_conn_id: the Airflow connection.
+    :param component: ``worker`` or ``triggerer``: each may reach other hosts and hold other keys, so errors name it.
+    :param listed: whether a listing succeeded before.
+    """
+
+    sftp_conn_id: str
+    component: str = WORKER
+    listed: bool = False
+    _origin: str = field(default="", init=False)  # scheme, host and port
+    _home: str = field(default="/", init=False)  # where relative paths begin
+
+    bucket: ClassVar[str | None] = None
+
+    def uri(self, key: str) -> str:
+        """Return a path's URI, absolute; after the first look."""
+        return self._origin + (key if key.startswith("/") else f"{self._home.rstrip('/')}/{key}")
+
+    def trigger_arguments(self) -> dict[str, Any]:
+        """Return what a trigger needs to look here."""
+        return {"sftp_conn_id": self.sftp_conn_id}
+
+    def look(self, steps: TreeLook) -> Arrived | Waiting:
+        """
+        Take the steps of a look and return its verdict.
+
+        :returns: the verdict, or a :class:`Waiting` where the server's trouble passes.
+        :raises HealthExConfigurationError: where the server refuses for good, or isn't the one that is known.
+        """
+        return asyncio.run(self.look_async(steps))
+
+    async def look_async(self, steps: TreeLook) -> Arrived | Waiting:
+        """Do what :meth:`look` does."""
+        try:
+            async with self._open() as sftp:
+                return await self._drive(steps, sftp)
+        except Exception as error:
+            return self._judge(error, LISTING)
+
+    def put(self, key: str, body: bytes) -> None:
+        """
+        Write a file, and the folders it lies in where they are missing.
+
+        :raises HealthExConfigurationError: where the server refuses for good.
+        """
+        try:
+            asyncio.run(self._put(key, body))
+        except Exception as error:
+            self._judge(error, WRITING)
+            # What the server says may quote the path.
+            raise HealthExError(
+                f"The SFTP server did not take the manifest ({type(error).__name__}): the delivery is there, and a "
+                "retry of the task writes it."
+            ) from None
+
+    async def _put(self, key: str, body: bytes) -> None:
+        async with self._open() as sftp:
+            folder = key.rpartition("/")[0]
+            if folder:
+                await sftp.makedirs(folder, exist_ok=True)
+            async with sftp.open(key, "wb") as file:
+                await file.write(body)
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[asyncssh.SFTPClient]:
+        connection = await get_async_connection(self.sftp_conn_id)
+        for name, value in (("host", connection.host), ("login", connection.login)):
+            if not value:
+                raise HealthExConfigurationError(f"The connection {self.sftp_conn_id!r} names no {name}: give it one.")
+        stack = AsyncExitStack()
+        try:
+            async with _within(PATIENCE):
+                hook = SFTPHookAsync(sftp_conn_id=self.sftp_conn_id)
+                sftp = await stack.enter_async_context(hook.get_managed_conn())
+                self._home = str(await sftp.realpath("."))
+            self._origin = f"sftp://{connection.host}" + (f":{connection.port}" if connection.port else "")
+            yield sftp
+        finally:
+            with suppress(TimeoutError):  # a server that hangs doesn't say goodbye either
+                async with _within(GOODBYE):
+                    await stack.aclose()
+
+    async def _drive(self, steps: TreeLook, sftp: asyncssh.SFTPClient) -> Arrived | Waiting:
+        try:
+            answer: Any = None
+            while True:
+                request = steps.send(answer)
+                if isinstance(request, Pause):
+                    await asyncio.sleep(request.seconds)
+                    answer = None
+                else:
+                    async with _within(PATIENCE):
+                        answer = await _ask(sftp, request)
+        except StopIteration as end:
+            self.listed = True
+            verdict: Arrived | Waiting = end.value
+            return verdict
+
+    def _judge(self, error: Exception, doing: str) -> Waiting:
+        """Return what passes as a reason to wait, and raise what doesn't."""
+        if isinstance(error, HealthExConfigurationError):
+            raise error
+        server = f"the SFTP server of sftp_conn_id={self.sftp_conn_id!r}"
+        if isinstance(error, NoSuchRoot):
+            raise HealthExConfigurationError(
+                f"There is no folder {error.folder!r} on {server}, as the {self.component} sees it: create it, or "
+                "correct the path. An account may see another root than others do; without a leading '/' the path "
+                "begins at the account's own folder."
+            ) from None
+        kind = type(error).__name__
+        known = isinstance(error, (asyncssh.Error, AirflowException, *_LOCAL, *(() if self.listed else _UNUSABLE)))
+        # Final only where this account has never seen anything, but for another server in this one's place.
+        seen = self.listed and doing == LISTING and not isinstance(error, asyncssh.HostKeyNotVerifiable)
+        if _passes(error) or (known and seen):
+            return Waiting(f"the SFTP server did not answer the {self.component} ({kind}), asking again")
+        if not known:
+            raise error
+        advice = _advice(error) or "see the server's log"
+        raise HealthExConfigurationError(f"The {self.component}, {doing} {server}, failed: {kind}; {advice}.") from (
+            None if isinstance(error, _UNUSABLE) else error
+        )
+
+
+@dataclass
+class AsyncSftpServer(SftpServer):
+    """An SFTP server as a triggerer looks at it. Use it as an asynchronous context manager."""
+
+    async def __aenter__(self) -> AsyncSftpServer:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Do nothing: each look closes its connection."""
+
+    look = SftpServer.look_async  # type: ignore[assignment]
+
+
+async def _ask(sftp: asyncssh.SFTPClient, request: Request) -> Any:
+    """Return a request's answer."""
+    try:
+        if isinstance(request, Stat):
+            attributes = await (sftp.stat if request.follow else sftp.lstat)(request.path)
+            return _entry(request.path, attributes)
+        assert isinstance(request, Folder)
+        return [_listed(each) async for each in sftp.scandir((request.path or ".").encode())]
+    except (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath):
+        return None
+
+
+def _entry(name: str, attributes: asyncssh.SFTPAttrs) -> Entry:
+    sort = _SORTS.get(attributes.type, Sort.OTHER)
+    return Entry(name, sort, attributes.size or 0, min(attributes.mtime or 0, 2**32))
+
+
+def _listed(found: asyncssh.SFTPName) -> Entry:
+    """Return an entry of a folder. Its name is bytes, which need not be text."""
+    assert isinstance(found.filename, bytes)
+    entry = _entry(found.filename.decode(errors="backslashreplace"), found.attrs)
+    if entry.sort is Sort.UNTOLD:  # as `ls -l` shows it, then
+        entry = entry._replace(sort=_LONG_SORTS.get(found.longname[:1], Sort.OTHER))
+    nameless = found.filename in (b".", b"..") or (entry.sort is Sort.FOLDER and not _is_text(found.filename))
+    return entry._replace(sort=Sort.OTHER) if nameless else entry
+
+
+_LONG_SORTS: dict[bytes | str, Sort] = {b"-": Sort.FILE, b"d": Sort.FOLDER}
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _passes(error: Exception) -> bool:
+    codes = next((codes for kind, codes in _PASSING_CODES.items() if type(error) is kind), ())
+    return (isinstance(error, _PASSING) and not isinstance(error, _LOCAL)) or getattr(error, "code", None) in codes
+
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    """Give up after some seconds, and a second time: asyncssh asks the server once more when it is to give up."""
+    async with asyncio.timeout(seconds + 1):
+        async with asyncio.timeout(seconds):
+            yield
+
+
+def _advice(error: BaseException) -> str | None:
+    return next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), None)

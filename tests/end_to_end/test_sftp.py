@@ -1,0 +1,27 @@
+"""Waiting on an SFTP server, on a whole Airflow: the triggerer reads its connection, and knows its clock is off."""
+
+from __future__ import annotations
+
+import time
+
+import openssh
+import pytest
+from end_to_end.running import wait_for
+from sensors.places import FOLDER
+from support import utc_now
+
+pytestmark = pytest.mark.skipif(openssh.SSHD is None, reason=openssh.MISSING)
+
+
+def test_the_triggerer_waits_on_a_server_whose_clock_is_hours_behind(real_airflow, begun, openssh_server):
+    def put(body: bytes, age: float) -> None:
+        openssh_server.put(FOLDER + "bundle.json", body, modified=time.time() - age)
+
+    put(b"old", 30 * 24 * 3600)
+    real_airflow.trigger("sftp_deferred", "sftp", since=utc_now().isoformat())
+    wait_for("the sensor is deferred", lambda: real_airflow.states("sftp").get("arrival") == "deferred")
+    put(b"refreshed", 5 * 3600)
+    assert real_airflow.wait("sftp") == "success"
+    assert real_airflow.result("sftp", "arrival")["total_bytes"] == len("refreshed")
+    logs = "".join(real_airflow.logs("*sftp_deferred*/**/*"))
+    assert "asyncssh" not in logs

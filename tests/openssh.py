@@ -1,0 +1,138 @@
+"""A real OpenSSH server on loopback, with a configuration, keys and a port of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from getpass import getuser
+from pathlib import Path
+from typing import Any
+
+SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+MISSING = "no sshd here, so nothing is tested against OpenSSH: install Debian's openssh-server"
+
+
+@dataclass
+class OpenSsh:
+    """
+    ``sshd`` for this user alone, serving one folder by SFTP to whoever holds one key.
+
+    :param folder: for its keys and its log; what it serves is ``folder/served``, where relative paths begin.
+    :param denied: SFTP requests that it refuses, as ``internal-sftp -P`` names them. Files' modes would refuse
+        nothing where the tests run as root.
+    """
+
+    folder: Path
+    denied: str = ""
+    port: int = field(init=False)
+    process: subprocess.Popen[bytes] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.served.mkdir(parents=True)
+        for name in ("host_key", "client_key", "stranger_key"):
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(self.folder / name)]
+            subprocess.run(command, check=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        (self.folder / "authorized_keys").write_text((self.folder / "client_key.pub").read_text())
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd won't start as root without it
+        self._configure()
+
+    @property
+    def served(self) -> Path:
+        return self.folder / "served"
+
+    @property
+    def host_key(self) -> str:
+        """The host's public key, as a connection's Extra takes it."""
+        return " ".join((self.folder / "host_key.pub").read_text().split()[:2])
+
+    def start(self) -> None:
+        assert SSHD is not None
+        command = [SSHD, "-D", "-f", str(self.folder / "sshd_config"), "-E", str(self.folder / "sshd.log")]
+        self.process = subprocess.Popen(command)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                log = self.folder / "sshd.log"
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError(f"sshd: {log.read_text() if log.exists() else 'no log'}") from None
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+            self.process = None
+
+    def deny(self, requests: str) -> None:
+        """Refuse these requests from the next connection on."""
+        self.denied = requests
+        self.stop()
+        self._configure()
+        self.start()
+
+    def connection(self, *, key: str = "client_key", **extra: Any) -> str:
+        """Return an Airflow connection to it; an extra of None is left out."""
+        extras = {"private_key": (self.folder / key).read_text(), "host_key": self.host_key, **extra}
+        return json.dumps(
+            {
+                "conn_type": "sftp",
+                "host": "127.0.0.1",
+                "port": self.port,
+                "login": getuser(),
+                "extra": {name: value for name, value in extras.items() if value is not None},
+            }
+        )
+
+    def put(self, path: str, body: bytes = b"{}", *, modified: float | None = None) -> datetime:
+        """Write a file at once, with a modification time (epoch seconds), and return that time."""
+        file = self.served / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(body)
+        if modified is not None:
+            os.utime(file, (modified, modified))
+        return datetime.fromtimestamp(int(file.stat().st_mtime), timezone.utc)
+
+    def clear(self) -> None:
+        """Serve nothing, to anyone who may connect."""
+        shutil.rmtree(self.served)
+        self.served.mkdir()
+        if self.denied:
+            self.deny("")
+        if self.process is None:
+            self.start()
+
+    def _configure(self) -> None:
+        denied = f" -P {self.denied}" if self.denied else ""
+        (self.folder / "sshd_config").write_text(
+            "\n".join(
+                [
+                    f"Port {self.port}",
+                    "ListenAddress 127.0.0.1",
+                    f"HostKey {self.folder}/host_key",
+                    f"AuthorizedKeysFile {self.folder}/authorized_keys",
+                    f"PidFile {self.folder}/sshd.pid",
+                    "StrictModes no",  # the keys lie below /tmp
+                    "UsePAM no",
+                    "PasswordAuthentication no",
+                    "PermitRootLogin prohibit-password",
+                    "MaxStartups 100",
+                    "LogLevel VERBOSE",
+                    "Subsystem sftp internal-sftp",
+                    f"ForceCommand internal-sftp -d {self.served}{denied}",
+                ]
+            )
+            + "\n"
+        )

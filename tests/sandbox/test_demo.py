@@ -1,0 +1,80 @@
+"""What the demo tells, and that it ends as it should."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_healthex.sandbox import cli, patients
+from airflow_provider_healthex.sandbox.demo import Story
+
+ROOT = Path(__file__).parent.parent.parent
+DEMO = [sys.executable, "-m", "airflow_provider_healthex.sandbox.cli", "demo", "--delivery", "sftp"]
+
+
+@pytest.mark.timeout(300)
+def test_by_sftp_it_tells_the_whole_story(tmp_path):
+    home = ["--airflow-home", str(tmp_path / "airflow")]
+    done = subprocess.run([*DEMO, *home], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [
+        r"and an SFTP server at 127\.0\.0\.1:\d+\.",
+        r"On the server already: d/project-demo/patient-in-progress/bundle\.json, [\d,]+ bytes, of ",
+        "Running the DAG refresh_patient_sftp",
+        "asked to update",
+        "Airflow: Waiting for patient",
+        "delivered d/project-demo/patient-in-progress/bundle.json",
+        "Airflow: Arrived for patient",
+        r"Airflow: Read from SFTP: \{'Patient': 1",
+        "Done: .* asked 1 time",
+        r"example_dags/refresh_patient_sftp\.py",
+        "make airflow DELIVERY=sftp",
+    ]
+    assert re.search(".*".join(steps), done.stdout, re.DOTALL), done.stdout
+    assert done.stderr == ""
+
+
+def test_ctrl_c_ends_it_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    with subprocess.Popen(
+        [*DEMO, "--airflow-home", str(tmp_path / "airflow")],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        net = threading.Timer(90, process.kill)
+        net.start()
+        while "Preparing" not in (line := process.stdout.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "\nStopped; nothing is left running.\n"
+        assert process.wait(20) == 130
+        net.cancel()
+    assert [entry.name for entry in (tmp_path / "tmp").iterdir() if entry.name.startswith("healthex-")] == []
+
+
+@pytest.mark.parametrize("where", ["S3", "SFTP"])
+def test_of_airflows_log_it_tells_what_belongs_to_the_story(capsys, where):
+    story = Story(patients.IN_PROGRESS)
+    story.read("INFO - Task started")
+    story.read("INFO - Waiting for patient p: nothing there; 6:00:00 until the timeout source=x")
+    story.read("INFO - Waiting for patient p: nothing there; 5:59:59 until the timeout source=x")
+    story.read("INFO - Arrived for patient p: 1 object(s), 2 bytes, modified 2026-11-22T20:28:17+00:00 source=x")
+    story.read(f"INFO - Read from {where}: {{'Patient': 1}} source=x")
+    told = [line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert told == [
+        "Airflow: Waiting for patient p: nothing there; 6:00:00 until the timeout",
+        "Airflow: Arrived for patient p: 1 object(s), 2 bytes, modified 2026-11-22T20:28:17+00:00",
+        f"Airflow: Read from {where}: {{'Patient': 1}}",
+    ]
+    assert story.arrived
+
+
+def test_elsewhere_than_in_a_checkout_it_says_so(tmp_path, capsys):
+    assert cli.main(["demo", "--delivery", "sftp", "--dags-folder", str(tmp_path)]) == 2
+    assert "no refresh_patient_sftp.py" in capsys.readouterr().err

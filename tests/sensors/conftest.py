@@ -1,0 +1,47 @@
+"""A place where deliveries land, and a world that goes on while a sensor waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from sensors.places import MotoServer, Place, S3Place, SftpPlace
+
+
+@pytest.fixture
+def later() -> Iterator[Callable[[float, Callable[[], object]], None]]:
+    """Do something after a while, as the world does while a sensor waits."""
+    threads = []
+
+    def start(seconds: float, action: Callable[[], object]) -> None:
+        def run() -> None:
+            time.sleep(seconds)
+            action()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        threads.append(thread)
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[MotoServer]:
+    server = MotoServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["s3", "sftp"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """Each of the servers that HealthEx delivers to."""
+    if request.param == "sftp":
+        yield SftpPlace(request.getfixturevalue("sftp"))
+        return
+    s3 = S3Place(request.getfixturevalue("moto_server"), monkeypatch)
+    yield s3
+    s3.close()

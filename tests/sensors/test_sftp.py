@@ -1,0 +1,442 @@
+"""The arrival sensor against a real OpenSSH server: what a bucket hasn't, in each of its modes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, TaskDeferred
+from openssh import OpenSsh
+from sensors.places import FOLDER, PATH, arguments, update
+from support import MODES, context_of, run_sensor
+
+asyncssh = pytest.importorskip("asyncssh", reason="the extra sftp isn't installed")
+
+from odd_sftp import OddSftp  # noqa: E402
+
+from airflow_provider_healthex.exceptions import HealthExError  # noqa: E402
+from airflow_provider_healthex.sensors.sftp import STORE_KEY, HealthExSftpDataArrivalSensor  # noqa: E402
+from airflow_provider_healthex.sftp import PATIENCE  # noqa: E402
+
+HOUR = 3600
+
+
+def sensor(mode: str = "poke", **changes) -> HealthExSftpDataArrivalSensor:
+    return HealthExSftpDataArrivalSensor(**arguments(mode, **{"path": PATH, **changes}))
+
+
+class Store(dict):
+    """The little of a task's state store that is used, as JSON."""
+
+    def get(self, key):
+        return json.loads(self[key]) if key in self else None
+
+    def set(self, key, value):
+        self[key] = json.dumps(value)
+
+
+def context_with_store(task) -> dict:
+    return {**context_of(task), "task_state_store": Store()}
+
+
+@pytest.fixture
+def d(sftp: OpenSsh) -> OpenSsh:
+    """The server, with the path's first folder."""
+    (sftp.served / "d").mkdir()
+    return sftp
+
+
+def test_an_old_delivery_lets_an_sftp_sensor_pass_and_not_this_one(d: OpenSsh):
+    from airflow.providers.sftp.sensors.sftp import SFTPSensor
+
+    d.put(FOLDER + "bundle.json", modified=time.time() - 24 * HOUR)
+    foreign = SFTPSensor(task_id="foreign", path=f"{d.served}/{FOLDER}bundle.json")
+    assert foreign.poke(context_of(foreign)) is True
+    assert not sensor().poke(context_of(sensor()))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("off", [-5 * HOUR, 9 * HOUR])
+def test_a_server_whose_clock_is_hours_off_delivers_all_the_same(d: OpenSsh, mode, off, later):
+    """In reschedule mode with the state store of Airflow 3.3, below which each look is a first one."""
+    d.put(FOLDER + "bundle.json", b"old", modified=time.time() + off - 300)
+    later(2, lambda: d.put(FOLDER + "bundle.json", b"refreshed", modified=time.time() + off))
+    waiting = sensor(mode, quiet_period=2)
+    began = time.monotonic()
+
+    result = run_sensor(waiting, context=context_with_store(waiting)).result
+
+    assert result["total_bytes"] == len("refreshed")
+    assert time.monotonic() - began >= 4
+
+
+def test_below_airflow_3_3_a_rescheduled_wait_says_what_it_thinks_of_the_clock(d: OpenSsh, airflow_database):
+    d.put(FOLDER + "bundle.json", modified=time.time() - 5 * HOUR)
+    with pytest.raises(AirflowSensorTimeout, match=r"newest .* is older than the request"):
+        run_sensor(sensor("reschedule", timeout=1))
+
+
+def test_what_the_first_look_showed_survives_a_killed_worker_and_not_another_request(d: OpenSsh):
+    d.put(FOLDER + "bundle.json", modified=time.time() - 6 * HOUR)
+    asked, context = update(), context_with_store(sensor())
+    assert not sensor(update=asked).poke(context)
+    kept = context["task_state_store"][STORE_KEY]
+    assert "patient" not in kept
+    assert "bundle" not in kept
+
+    d.put(FOLDER + "bundle.json", modified=time.time() - 5 * HOUR)
+    assert sensor(update=asked).poke(context)
+    assert not sensor(update=update(requested_at="2026-01-01T00:00:00+00:00"), clock_skew=0, min_objects=2).poke(
+        context
+    )
+    assert not sensor(update=update(patient_id="patient-2")).poke(context)
+
+
+@pytest.mark.parametrize("mode", MODES)
+class TestFilesBeingWritten:
+    def test_a_file_that_grows_arrives_whole(self, d: OpenSsh, mode, later):
+        def write() -> None:
+            for piece in range(1, 16):
+                d.put(FOLDER + "bundle.json", b"x" * piece)
+                time.sleep(0.2)
+
+        later(0, write)
+        assert run_sensor(sensor(mode, quiet_period=1.5, clock_skew=0)).result["total_bytes"] == 15
+
+    def test_a_file_is_seen_when_it_gets_its_name(self, d: OpenSsh, mode, later):
+        file = d.served / FOLDER / "bundle.json"
+        d.put(FOLDER + "bundle.json", b"old", modified=time.time() - 24 * HOUR)
+        d.put(FOLDER + "bundle.json.filepart", b"refreshed")
+        later(1.5, lambda: (d.served / FOLDER / "bundle.json.filepart").rename(file))
+        began = time.monotonic()
+
+        assert run_sensor(sensor(mode)).result["total_bytes"] == len("refreshed")
+        assert time.monotonic() - began > 1.4
+
+
+@pytest.mark.parametrize("mode", MODES)
+class TestLinks:
+    def test_a_link_among_the_files_is_passed_over(self, d: OpenSsh, mode):
+        d.put("d/other/patient/secret.json")
+        d.put(FOLDER + "a.json")
+        (d.served / FOLDER / "elsewhere").symlink_to(d.served / "d/other")
+        (d.served / FOLDER / "b.json").symlink_to(d.served / "d/other/patient/secret.json")
+        assert run_sensor(sensor(mode)).result["keys"] == [FOLDER + "a.json"]
+
+    def test_a_patients_folder_that_is_a_link_is_not_followed(self, d: OpenSsh, mode, airflow_database):
+        d.put("d/project-1/patient-2/a.json")
+        (d.served / "d/project-1/patient-1").symlink_to("patient-2")
+        with pytest.raises(AirflowSensorTimeout, match="symbolic link on the server, which is not followed"):
+            run_sensor(sensor(mode, timeout=0.5))
+
+    def test_the_paths_fixed_part_may_be_a_link(self, sftp: OpenSsh, mode):
+        sftp.put("data/project-1/patient-1/a.json")
+        (sftp.served / "d").symlink_to("data")
+        assert run_sensor(sensor(mode)).result["keys"] == [FOLDER + "a.json"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_folder_of_ten_thousand_files(d: OpenSsh, mode):
+    asked = update()
+    folder = d.served / FOLDER
+    folder.mkdir(parents=True)
+    for number in range(10_000):
+        (folder / f"{number:05}.json").touch()
+
+    result = run_sensor(sensor(mode, update=asked, quiet_period=1, clock_skew=0)).result
+
+    assert result["object_count"] == 10_000
+    assert len(result["keys"]) == 1_000
+    assert result["keys_truncated"] is True
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_path_from_the_root(sftp: OpenSsh, mode):
+    sftp.put(FOLDER + "a.json")
+    result = run_sensor(sensor(mode, path=f"{sftp.served}/{PATH}")).result
+    assert result["keys"] == [f"{sftp.served}/{FOLDER}a.json"]
+    assert result["uri"] == f"sftp://127.0.0.1:{sftp.port}{sftp.served}/{FOLDER}"
+
+
+@pytest.mark.parametrize("path", ["~/d/{healthexPatientId}/", "sftp://host/d/{healthexPatientId}/"])
+@pytest.mark.parametrize("argument", ["path", "manifest_path"])
+def test_what_sftp_would_take_literally_is_refused(d: OpenSsh, path, argument):
+    with pytest.raises(AirflowFailException, match=f"{argument} is .* give the path alone"):
+        run_sensor(sensor(**{argument: path}))
+
+
+@pytest.mark.parametrize("mode", MODES)
+class TestHostKeys:
+    """They are verified unless the connection says otherwise, and soft_fail hides no doubt."""
+
+    @pytest.fixture
+    def nobody_known(self, monkeypatch, tmp_path) -> Path:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / ".ssh").mkdir()
+        return tmp_path / ".ssh/known_hosts"
+
+    @staticmethod
+    def connect(monkeypatch, server: OpenSsh, **extra) -> None:
+        monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", server.connection(**extra))
+
+    def test_a_server_nobody_knows_is_refused(self, d: OpenSsh, mode, monkeypatch, nobody_known):
+        self.connect(monkeypatch, d, host_key=None)
+        d.put(FOLDER + "a.json")
+        with pytest.raises(AirflowFailException, match=r"worker, .*HostKeyNotVerifiable.*host_key"):
+            run_sensor(sensor(mode, soft_fail=True))
+
+    def test_another_key_than_the_known_one_is_refused(self, d: OpenSsh, mode, monkeypatch):
+        stranger = " ".join((d.folder / "stranger_key.pub").read_text().split()[:2])
+        self.connect(monkeypatch, d, host_key=stranger)
+        with pytest.raises(AirflowFailException, match="HostKeyNotVerifiable"):
+            run_sensor(sensor(mode, soft_fail=True))
+
+    def test_a_key_that_changes_in_the_middle_of_the_wait_is_refused(self, d: OpenSsh, mode, later):
+        config = d.folder / "sshd_config"
+
+        def change() -> None:
+            config.write_text(config.read_text().replace("/host_key\n", "/stranger_key\n"))
+            d.stop()
+            d.start()
+
+        later(1, change)
+        try:
+            with pytest.raises(AirflowFailException, match="HostKeyNotVerifiable"):
+                run_sensor(sensor(mode, soft_fail=True))
+        finally:
+            time.sleep(0.1)
+            d.deny("")
+
+    def test_a_known_hosts_file_does(self, d: OpenSsh, mode, monkeypatch, nobody_known):
+        self.connect(monkeypatch, d, host_key=None)
+        nobody_known.write_text(f"[127.0.0.1]:{d.port} {d.host_key}\n")
+        d.put(FOLDER + "a.json")
+        assert run_sensor(sensor(mode)).result["object_count"] == 1
+
+    def test_who_asks_for_no_check_gets_none(self, d: OpenSsh, mode, monkeypatch, nobody_known):
+        self.connect(monkeypatch, d, host_key=None, no_host_key_check="true")
+        d.put(FOLDER + "a.json")
+        assert run_sensor(sensor(mode)).result["object_count"] == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+class TestWhoMayNot:
+    def test_a_key_that_was_never_let_in_fails_for_good(self, d: OpenSsh, mode, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", d.connection(key="stranger_key"))
+        with pytest.raises(AirflowFailException, match=r"PermissionDenied; correct the login, password or key"):
+            run_sensor(sensor(mode, soft_fail=True))
+
+    def test_a_key_that_was_let_in_before_is_waited_for(self, d: OpenSsh, mode, later):
+        if mode == "reschedule":
+            pytest.skip("what earlier processes saw isn't known: final at each poke, as on S3")
+        allowed = d.folder / "authorized_keys"
+        keys = allowed.read_text()
+
+        def lock_out() -> None:
+            allowed.write_text("")
+            time.sleep(1)
+            allowed.write_text(keys)
+            d.put(FOLDER + "a.json")
+
+        later(1.5, lock_out)
+        assert run_sensor(sensor(mode)).result["object_count"] == 1
+
+    @pytest.mark.parametrize(
+        ("extra", "message"),
+        [
+            ({"private_key": "-----BEGIN NONSENSE secret-bytes"}, "KeyImportError; correct its private key"),
+            ({"private_key": None, "key_file": "/nowhere/key"}, "FileNotFoundError; correct its private key, key_file"),
+            (
+                {"private_key": None, "key_file": "/etc/passwd/x"},
+                "NotADirectoryError; correct its private key, key_file",
+            ),
+            ({"no_host_key_check": "true"}, "ValueError; correct the keys, host_key and no_host_key_check"),
+        ],
+    )
+    def test_a_connection_that_cannot_be_used_says_what_to_correct(self, d: OpenSsh, mode, monkeypatch, extra, message):
+        monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", d.connection(**extra))
+        with pytest.raises(AirflowFailException, match=message) as caught:
+            run_sensor(sensor(mode, soft_fail=True))
+        assert "secret-bytes" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("missing", "message"),
+        [({"host": None}, "names no host"), ({"login": None}, "names no login"), ({"port": 99999}, "correct the port")],
+    )
+    def test_a_connection_that_is_not_whole_says_so(self, d: OpenSsh, mode, monkeypatch, missing, message):
+        connection = {**json.loads(d.connection()), **missing}
+        monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", json.dumps(connection))
+        with pytest.raises(AirflowFailException, match=message):
+            run_sensor(sensor(mode))
+
+    def test_a_manifest_that_may_not_be_written_fails_for_good(self, d: OpenSsh, mode):
+        d.put(FOLDER + "a.json")
+        d.deny("write,mkdir")
+        with pytest.raises(AirflowFailException, match=r"writing to the SFTP server .*SFTPPermissionDenied"):
+            run_sensor(sensor(mode, manifest_path="manifests/one.jsonl"))
+
+    def test_a_manifest_that_the_server_does_not_take_is_retried_and_its_path_not_told(self, d: OpenSsh, mode):
+        d.put(FOLDER + "a.json")
+        d.put("manifests", b"a file")
+        with pytest.raises(HealthExError, match="a retry of the task writes it") as caught:
+            run_sensor(sensor(mode, manifest_path="manifests/ext-secret/{externalId}", external_id="ext-secret"))
+        assert "ext-secret" not in str(caught.value)
+        assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("mode", MODES)
+class TestServersThatHang:
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch) -> None:
+        monkeypatch.setattr("airflow_provider_healthex.sftp.PATIENCE", 1)
+        monkeypatch.setattr("airflow_provider_healthex.sftp.GOODBYE", 0.5)
+
+    @pytest.fixture
+    def silent(self) -> Iterator[int]:
+        """A port that is connected to and says nothing."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            yield listener.getsockname()[1]
+
+    def test_a_server_that_says_nothing_is_waited_for_until_the_deadline(
+        self, d: OpenSsh, silent, mode, monkeypatch, airflow_database
+    ):
+        connection = {**json.loads(d.connection()), "port": silent}
+        monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", json.dumps(connection))
+        with pytest.raises(AirflowSensorTimeout, match=r"did not answer the \w+ \(TimeoutError\)"):
+            run_sensor(sensor(mode, timeout=3))
+
+    def test_a_listing_that_never_goes_on_ends_with_the_deadline(self, mode, monkeypatch, airflow_database):
+        """Giving up makes asyncssh ask the server to close the folder, which it doesn't either."""
+        with OddSftp(stalls=True) as server:
+            monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", server.connection())
+            began = time.monotonic()
+            with pytest.raises(AirflowSensorTimeout, match=r"did not answer the \w+ \(TimeoutError\)"):
+                run_sensor(sensor(mode, path="d/", timeout=1))
+            assert time.monotonic() - began < 15
+
+    def test_a_server_that_stops_in_the_middle_of_the_wait_is_waited_for(self, d: OpenSsh, mode, later):
+        assert d.process is not None
+        server = psutil.Process(d.process.pid)
+
+        def hang() -> None:
+            for each in (*server.children(recursive=True), server):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.send_signal(signal.SIGSTOP)
+            time.sleep(4)
+            d.put(FOLDER + "a.json")
+            for each in (server, *server.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.send_signal(signal.SIGCONT)
+
+        later(1, hang)
+        assert run_sensor(sensor(mode)).result["object_count"] == 1
+
+
+@pytest.mark.parametrize("code", [asyncssh.DISC_TOO_MANY_CONNECTIONS, asyncssh.DISC_BY_APPLICATION, 7])
+def test_a_server_that_is_busy_or_about_to_end_is_waited_for(monkeypatch, code, airflow_database):
+    with OddSftp(turns_away=code) as server:
+        monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", server.connection())
+        with pytest.raises(AirflowSensorTimeout, match="did not answer the worker"):
+            run_sensor(sensor(timeout=0.5))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_account_without_sftp_fails_for_good(monkeypatch, mode):
+    with OddSftp(serves=False) as server:
+        monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", server.connection())
+        with pytest.raises(AirflowFailException, match="let the account use SFTP"):
+            run_sensor(sensor(mode, soft_fail=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_names_that_are_no_text_are_files_like_others(d: OpenSsh, mode):
+    d.put(FOLDER + "a.json")
+    folder = os.fsencode(d.served / FOLDER)
+    with open(folder + b"/r\xe9sum\xe9.json", "wb") as file:
+        file.write(b"{}")
+    os.mkdir(folder + b"/\xe9")
+    assert run_sensor(sensor(mode)).result["keys"] == [FOLDER + "a.json", FOLDER + r"r\xe9sum\xe9.json"]
+
+
+class TestTheWorkersLastLook:
+    """The triggerer decides; the worker, which collects, must see the same."""
+
+    @pytest.fixture
+    def after_the_trigger(self, monkeypatch):
+        """Do something after the triggerer's event, before the task is back on a worker."""
+
+        def once(action) -> None:
+            import support
+
+            real, done = support.run_trigger, []
+
+            def run(trigger):
+                event = real(trigger)
+                if not done:
+                    done.append(action())
+                return event
+
+            monkeypatch.setattr(support, "run_trigger", run)
+
+        return once
+
+    def test_a_file_that_has_begun_to_come_since_is_waited_for(self, d: OpenSsh, later, after_the_trigger):
+        later(1, lambda: d.put(FOLDER + "a.json"))
+
+        def begin() -> None:
+            d.put(FOLDER + "b.json", b"half")
+            later(1, lambda: d.put(FOLDER + "b.json", b"half and half"))
+
+        after_the_trigger(begin)
+        run = run_sensor(sensor("deferred", quiet_period=2))
+        assert run.result["total_bytes"] == len("{}half and half")
+        assert run.deferrals == 2
+
+    def test_a_server_that_is_away_then_keeps_what_the_first_look_showed(self, d: OpenSsh, later, after_the_trigger):
+        d.put(FOLDER + "a.json", b"old", modified=time.time() - 10 * HOUR)
+        later(1, lambda: d.put(FOLDER + "a.json", b"refreshed", modified=time.time() - 5 * HOUR))
+
+        def outage() -> None:
+            d.stop()
+            later(1, d.start)
+
+        after_the_trigger(outage)
+        run = run_sensor(sensor("deferred"))
+        assert run.result["total_bytes"] == len("refreshed")
+        assert run.deferrals == 2
+
+
+def test_airflow_leaves_the_triggerer_time_for_a_last_look_at_a_server_that_hangs(d: OpenSsh):
+    with pytest.raises(TaskDeferred) as caught:
+        sensor("deferred", timeout=100).execute(context_of(sensor()))
+    assert caught.value.timeout > timedelta(seconds=100 + PATIENCE)
+
+
+@pytest.mark.parametrize("argument", [{"path": "d/{healthexPatientId}.tmp"}, {"marker": "done.part"}])
+def test_a_name_of_half_written_files_is_refused(d: OpenSsh, argument):
+    with pytest.raises(AirflowFailException, match="half-written"):
+        run_sensor(sensor(**argument))
+
+
+def test_the_ssh_library_does_not_fill_the_log(d: OpenSsh, task_log):
+    d.put(FOLDER + "a.json")
+    run_sensor(sensor())
+    assert "asyncssh" not in task_log()
+
+
+def test_without_the_extra_the_import_says_what_to_install(tmp_path):
+    code = "import sys; sys.modules['asyncssh'] = None; import airflow_provider_healthex.sensors.sftp"
+    environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "pip install 'airflow-provider-healthex[sftp]'" in done.stderr

@@ -1,0 +1,45 @@
+"""The SFTP sensor as Airflow runs it: its connection through workers and triggers, what it has seen in the store."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from airflow import __version__ as airflow_version
+from openssh import OpenSsh
+from sensors.places import FOLDER
+from support import MODES, load_dags, utc_now, xcom
+
+pytest.importorskip("asyncssh", reason="the extra sftp isn't installed")
+
+HAS_STATE_STORE = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
+
+
+@pytest.fixture(scope="module")
+def dags(airflow_database):
+    return load_dags("dags/sftp_arrival.py").dags
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("off", [0, -5 * 3600])
+def test_each_mode_waits_for_what_is_newer_than_its_first_look(sftp: OpenSsh, dags, mode, off):
+    if off and mode == "reschedule" and not HAS_STATE_STORE:
+        pytest.skip("below Airflow 3.3 nothing keeps what the first look showed")
+    sftp.put(FOLDER + "bundle.json", b"old", modified=time.time() + off - 24 * 3600)
+    # A task takes Airflow some seconds to start: what comes before the first look comes again.
+    ended = threading.Event()
+
+    def deliver() -> None:
+        while not ended.wait(4):
+            sftp.put(FOLDER + "bundle.json", b"refreshed", modified=time.time() + off)
+
+    thread = threading.Thread(target=deliver)
+    thread.start()
+    try:
+        run = dags[mode].test(run_conf={"since": utc_now().isoformat()})
+    finally:
+        ended.set()
+        thread.join()
+    assert run.state == "success"
+    assert xcom(run, "arrival")["total_bytes"] == len("refreshed")

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import openssh
 import pytest
-from end_to_end.running import HAS_STATE_STORE, HAS_WATCHERS, RunningAirflow, wait_for
+from end_to_end.running import HAS_APPROVAL, HAS_STATE_STORE, HAS_WATCHERS, RunningAirflow, wait_for
+from outreach import address_of
 
-from airflow_provider_healthex.sandbox import Sandbox
+from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox.airflow import AirflowHome
 
 #: Patients of the cohort that a killed task asks for.
@@ -34,7 +36,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def real_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAirflow]:
+def real_airflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAirflow]:
     path = tmp_path_factory.mktemp("standalone")
     delivered: list[str] = []
 
@@ -53,6 +55,8 @@ def real_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAi
                 "HEALTHEX_EXAMPLE_BUCKET": sandbox.bucket,
                 "HEALTHEX_EXAMPLE_POKE_INTERVAL": "5",
                 "HEALTHEX_EXAMPLE_QUIET_PERIOD": "1",
+                "HEALTHEX_EXAMPLE_RETRY_DELAY": "1",
+                "IMPATIENT_RESPONSE_TIMEOUT": "3",
                 "AIRFLOW__API__PORT": str(port),
                 "AIRFLOW__API__HOST": "127.0.0.1",
                 "AIRFLOW__API__BASE_URL": f"http://localhost:{port}",
@@ -65,6 +69,8 @@ def real_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAi
                 # How soon a dead worker and a dead triggerer are noticed: minutes by default.
                 "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
                 "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
+                # How soon it is noticed that nobody has answered.
+                "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
                 "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
                 "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
                 "AIRFLOW__WEBSERVER__WEB_SERVER_PORT": str(port),
@@ -78,6 +84,8 @@ def real_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAi
                 "healthex_default": sandbox.healthex_connection(),
                 "healthex_stored": stored,
                 "aws_default": sandbox.aws_connection(),
+                "smtp_default": sandbox.smtp_connection(),
+                **sftp_connections(request),
             }
         )
         with (
@@ -90,11 +98,24 @@ def real_airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAi
                 yield running
 
 
+def sftp_connections(request: pytest.FixtureRequest) -> dict[str, Any]:
+    if openssh.SSHD is None:
+        return {}
+    return {"sftp_default": json.loads(request.getfixturevalue("openssh_server").connection())}
+
+
 def unscheduled(dags_folder: Path, copy: Path) -> Path:
-    """Copy the DAGs without their cron schedules, so that the day of the month starts no run."""
+    """Copy the DAGs without their cron schedules, so that the day of the month starts no run; one in haste too."""
     shutil.copytree(dags_folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     for file in copy.glob("example_dags/*.py"):
         file.write_text(re.sub(r'schedule="@\w+"', "schedule=None", file.read_text()))
+    approval = (copy / "example_dags/reconsent_with_approval.py").read_text()
+    for name, other in {
+        "reconsent_with_approval": "impatient",
+        "HEALTHEX_EXAMPLE_RESPONSE": "IMPATIENT_RESPONSE",
+    }.items():
+        approval = approval.replace(name, other)
+    (copy / "example_dags/impatient.py").write_text(approval)
     return copy
 
 
@@ -102,7 +123,9 @@ def wait_until_ready(running: RunningAirflow) -> None:
     """Wait until the DAGs are known, and the watcher of the example has begun."""
     expected = {file.stem for file in Path(running.home.environment["AIRFLOW__CORE__DAGS_FOLDER"]).glob("*/*.py")}
     assert {"refresh_patient", "on_delivery", "killed_cohort"} <= expected
-    needed = {"refresh_patient", "killed", "killed_cohort", "cohort_waits", *(["on_delivery"] if HAS_WATCHERS else [])}
+    needed = {"refresh_patient", "killed", "killed_cohort", "cohort_waits", "reconsent_patient", "reconsent_cohort"}
+    needed |= {"on_delivery"} if HAS_WATCHERS else set()
+    needed |= {"reconsent_with_approval", "impatient"} if HAS_APPROVAL else set()
     wait_for(
         "Airflow has parsed the DAGs",
         lambda: needed <= {dag_id for (dag_id,) in running.query("select dag_id from serialized_dag")},
@@ -139,12 +162,37 @@ def begun(real_airflow: RunningAirflow) -> Begun:
             for run_id, conn_id in {"minted": "healthex_default", "stored": "healthex_stored"}.items()
         ]
         started.append(threads.submit(real_airflow.trigger, "killed", "killed"))
+        # A patient's mail is refused at first, with words that must not be repeated.
+        refused = address_of(patients.AUTHENTICATION_EXPIRED)
+        sandbox.faults.add("mail", 451, body=f"No room for {refused}", patient_id=refused)
+        started += [
+            threads.submit(
+                real_airflow.trigger,
+                dag_id,
+                dag_id,
+                patient_id=patient_id,
+                external_id=patients.external_id_of(patient_id),
+            )
+            for dag_id, patient_id in reconsents().items()
+        ]
+        cohort = [patients.SEVERAL_FILES, patients.CONSENT_NOT_FOUND, patients.CONSENT_REVOKED]
+        started.append(threads.submit(real_airflow.trigger, "reconsent_cohort", "reconsent_cohort", patient_ids=cohort))
         if HAS_STATE_STORE:
             real_airflow.trigger("killed_cohort", "killed_cohort", patient_ids=begun.asked_for)
             begun.asked_when_killed = kill_in_the_middle(real_airflow, begun.asked_for)
         for each in started:
             each.result()
+    # Later tests count deliveries: the last that is asked for is on its way.
+    wait_for("the cohort's run has asked", lambda: sandbox.asked(patients.SEVERAL_FILES))
     return begun
+
+
+def reconsents() -> dict[str, str]:
+    """Return of the runs for a patient who must act the DAG, which the run is named after, and the patient."""
+    runs = {"reconsent_patient": patients.AUTHENTICATION_EXPIRED}
+    if HAS_APPROVAL:
+        runs |= {"reconsent_with_approval": patients.CONSENT_EXPIRED, "impatient": patients.NEW_REASON}
+    return runs
 
 
 def kill_in_the_middle(real_airflow: RunningAirflow, patient_ids: list[str]) -> int:

@@ -19,13 +19,13 @@ CONCURRENCY = 8
 
 @pytest.mark.skipif(not HAS_WATCHERS, reason="Airflow 2 has no AssetWatcher")
 def test_who_shares_by_themselves_starts_a_run(real_airflow, begun):
-    for patient_id in (patients.AUTHENTICATION_EXPIRED, patients.UNLOCKED_OR_NO_TARGETED_LIST):
+    for patient_id in (patients.CONSENT_ENDS_SOON, patients.UNLOCKED_OR_NO_TARGETED_LIST):
         real_airflow.sandbox.deliver(patient_id)
         wait_for(
             f"a run has worked on {patient_id}", lambda patient_id=patient_id: real_airflow.processed()[patient_id]
         )
         assert real_airflow.sandbox.asked(patient_id) == 0
-    assert real_airflow.processed()[patients.AUTHENTICATION_EXPIRED] == 1
+    assert real_airflow.processed()[patients.CONSENT_ENDS_SOON] == 1
 
 
 @pytest.mark.skipif(not HAS_STATE_STORE, reason="below Airflow 3.3 nothing survives a killed worker: documented")

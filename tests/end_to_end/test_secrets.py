@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sqlite3
 
 import pytest
+from end_to_end.running import HAS_APPROVAL, wait_for
+from outreach import links
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -25,3 +29,18 @@ def test_no_token_is_left_anywhere(real_airflow, begun):
         found += [file for secret in secrets if secret in content]
         found += [file for _ in sandbox_jwt.finditer(content)]
     assert found == []
+
+
+def test_no_link_and_no_patients_address_is_left_anywhere(real_airflow, begun):
+    """Not in the database, of which every row is read, nor in any log, also where a mail was refused and repeated."""
+    wait_for("all have a mail", lambda: len(links(real_airflow.sandbox)) == (3 if HAS_APPROVAL else 2))
+    mailed = links(real_airflow.sandbox)
+    secrets = [*mailed, *mailed.values(), *(link.rpartition("/")[2] for link in mailed.values()), "/link/"]
+    with contextlib.closing(sqlite3.connect(real_airflow.home.path / "airflow.db")) as database:
+        rows = "\n".join(database.iterdump())
+    assert "ask_to_sign_in" in rows
+    logs = real_airflow.logs("*.log*")
+    logs[str(real_airflow.home.path / "standalone.log")] = (real_airflow.home.path / "standalone.log").read_text()
+    assert any("The mail server did not take the mail" in text for text in logs.values())
+    assert [secret for secret in secrets if secret in rows] == []
+    assert [(file, secret) for file, text in logs.items() for secret in secrets if secret in text] == []

@@ -1,0 +1,160 @@
+"""The example that asks a cohort's patients to consent or sign in again, on Airflow, against the sandbox."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+
+import pytest
+from outreach import LINK, address_of, follow, links
+from support import load_dags, run_dag, run_sensor, xcom
+
+from airflow_provider_healthex.sandbox import Sandbox, patients
+from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
+
+pytestmark = pytest.mark.usefixtures("airflow_database")
+
+#: A link helps them.
+TO_ASK = [
+    patients.CONSENT_EXPIRED,
+    patients.CONSENT_NOT_FOUND,
+    patients.AUTHENTICATION_EXPIRED,
+    patients.AUTHENTICATION_NEEDED_NEW_FACILITY,
+]
+FOR_PEOPLE = [patients.CONSENT_REVOKED, patients.UNLOCKED_OR_NO_TARGETED_LIST, patients.NEW_REASON]
+IN_PROGRESS = [patients.IN_PROGRESS, patients.SEVERAL_FILES]
+COORDINATOR = "coordinator@study.example"
+
+
+@pytest.fixture(scope="module")
+def running():
+    with Sandbox(delay=0.2) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(running, monkeypatch):
+    running.reset()
+    for name, value in running.airflow_environment().items():
+        monkeypatch.setenv(name, value)
+    return running
+
+
+@pytest.fixture
+def dag(monkeypatch):
+    settings = {"POKE_INTERVAL": 0.5, "QUIET_PERIOD": 1, "TIMEOUT": 30, "RETRY_DELAY": 0, "BATCH": 3}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"HEALTHEX_EXAMPLE_{name}", str(value))
+    return load_dags("example_dags/reconsent_cohort.py").reconsent_cohort()
+
+
+def arrival_since(update, patient, sandbox):
+    return HealthExDataArrivalSensor(
+        task_id="later",
+        since=update["requested_at"],
+        patient_id=patient,
+        bucket_key=f"s3://{sandbox.bucket}/d/project-demo/{{healthexPatientId}}/",
+        poke_interval=0.2,
+        quiet_period=0.5,
+        timeout=20,
+    )
+
+
+def states(run, task_id):
+    return [ti.state for ti in sorted(run.get_task_instances(), key=lambda ti: ti.map_index) if ti.task_id == task_id]
+
+
+def to_coordinator(sandbox):
+    return [mail for mail in sandbox.mails if mail.recipient == COORDINATOR]
+
+
+def listed(html):
+    return re.findall(r"<li>([^<]+)</li>", html)
+
+
+def test_each_reason_goes_its_way_and_who_follows_the_link_is_delivered_without_a_new_request(dag, sandbox):
+    # One patient's answer has no reason at all.
+    sandbox.faults.add(
+        "update", "garbage", body=json.dumps({"message": "PATIENT_ACTION_NEEDED"}), patient_id=patients.PARTIAL
+    )
+    everybody = [*IN_PROGRESS, *TO_ASK, *FOR_PEOPLE, patients.PARTIAL]
+    run = run_dag(dag, sandbox, patient_ids=everybody)
+    assert run.state == "success"
+    assert xcom(run, "report") == {"arrived": len(IN_PROGRESS), "missing": 0}
+
+    assert sorted(links(sandbox)) == sorted(map(address_of, TO_ASK))
+    assert [len(xcom(run, "outreach", index)) for index in (0, 1)] == [3, 1]
+    (mail,) = to_coordinator(sandbox)
+    assert listed(mail.text) == [*FOR_PEOPLE, patients.PARTIAL]
+    assert not LINK.search(mail.text)
+    assert "CONSENT_REVOKED" not in mail.text
+    assert len(sandbox.mails) == len(TO_ASK) + 1
+
+    for patient in TO_ASK:
+        follow(links(sandbox)[address_of(patient)])
+    for patient in TO_ASK:
+        assert run_sensor(arrival_since(xcom(run, "refresh"), patient, sandbox)).result["object_count"] == 1
+    assert sandbox.asked_by_patient() == dict.fromkeys(everybody, 1)
+
+
+def test_a_sensor_for_each_can_wait_on_with_the_updates_time(sandbox):
+    dags = load_dags("dags/reconsented.py")
+
+    def act_when_asked_for():
+        while not all(map(sandbox.asked, dags.MUST_ACT)):
+            time.sleep(0.05)
+        for patient in dags.MUST_ACT:
+            sandbox.act(patient)
+
+    threading.Thread(target=act_when_asked_for, daemon=True).start()
+    run = run_dag(dags.reconsented, sandbox)
+    assert [xcom(run, "later", index)["object_count"] for index in (0, 1)] == [1, 1]
+    assert set(sandbox.asked_by_patient().values()) == {1}
+
+
+def test_a_bad_address_stops_nobody_else_and_the_coordinator_is_told(dag, sandbox, task_log):
+    sandbox.faults.add("mail", 550, patient_id=address_of(TO_ASK[1]))
+    run = run_dag(dag, sandbox, patient_ids=[patients.IN_PROGRESS, *TO_ASK[:3]])
+    assert run.state == "success"
+    assert sorted(links(sandbox)) == sorted(map(address_of, [TO_ASK[0], TO_ASK[2]]))
+    (mail,) = to_coordinator(sandbox)
+    assert listed(mail.text) == [TO_ASK[1]]
+    assert "@patients.example" not in task_log()
+
+
+def test_where_nobody_could_be_written_to_a_retry_writes_to_all_once(dag, sandbox):
+    sandbox.faults.add("mail", 451, times=3)
+    run = run_dag(dag, sandbox, patient_ids=[patients.IN_PROGRESS, *TO_ASK[:3]])
+    assert run.state == "success"
+    assert sorted(mail.recipient for mail in sandbox.mails) == sorted(map(address_of, TO_ASK[:3]))
+    assert states(run, "tell_coordinator") == ["skipped"]
+
+
+def test_who_could_not_be_written_to_at_last_is_for_the_coordinator(dag, sandbox):
+    sandbox.faults.add("mail", 550, times=3)  # the task, and two retries
+    run = run_dag(dag, sandbox, patient_ids=[patients.IN_PROGRESS, TO_ASK[0]])
+    assert states(run, "outreach") == ["failed"]
+    (mail,) = sandbox.mails
+    assert (mail.recipient, listed(mail.text)) == (COORDINATOR, [TO_ASK[0]])
+
+
+def test_where_all_must_act_they_are_asked_although_the_refresh_fails(dag, sandbox):
+    run = run_dag(dag, sandbox, patient_ids=[TO_ASK[0], patients.CONSENT_REVOKED])
+    assert run.state == "failed"
+    assert states(run, "refresh") == ["failed"]
+    assert list(links(sandbox)) == [address_of(TO_ASK[0])]
+    assert len(to_coordinator(sandbox)) == 1
+
+
+def test_where_nobody_must_act_nobody_is_written_to(dag, sandbox):
+    run = run_dag(dag, sandbox, patient_ids=IN_PROGRESS)
+    assert run.state == "success"
+    assert sandbox.mails == []
+    assert states(run, "tell_coordinator") == ["skipped"]
+
+
+def test_one_run_at_a_time_and_no_catching_up(dag):
+    assert dag.max_active_runs == 1
+    assert not dag.catchup

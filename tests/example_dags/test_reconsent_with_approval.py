@@ -1,0 +1,44 @@
+"""The example in which a person is asked; the asking itself runs in the end-to-end tests."""
+
+from __future__ import annotations
+
+import pytest
+from airflow import __version__ as airflow_version
+from support import load_dags, run_dag, xcom
+
+from airflow_provider_healthex.sandbox import patients
+
+HAS_APPROVAL = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 1)
+needs_approval = pytest.mark.skipif(not HAS_APPROVAL, reason="below Airflow 3.1 nobody can be asked")
+
+
+@pytest.fixture
+def example(monkeypatch):
+    for name in ("POKE_INTERVAL", "QUIET_PERIOD"):
+        monkeypatch.setenv(f"HEALTHEX_EXAMPLE_{name}", "0.5")
+    return load_dags("example_dags/reconsent_with_approval.py")
+
+
+@pytest.mark.skipif(HAS_APPROVAL, reason="Airflow can ask people")
+def test_where_airflow_cannot_ask_people_the_file_has_no_dag(example):
+    assert not hasattr(example, "reconsent_with_approval")
+
+
+@needs_approval
+def test_the_question_holds_nothing_of_the_patient_and_silence_gives_up(example):
+    question = example.reconsent_with_approval().get_task("confirm")
+    assert "{{" not in question.subject + question.body
+    assert question.serialized_params == {}
+    assert question.defaults == ["Give up"]
+    assert question.response_timeout.days == 14
+
+
+@needs_approval
+@pytest.mark.usefixtures("airflow_database")
+def test_who_need_not_act_is_waited_for_and_nobody_is_asked(example, healthex_sandbox):
+    run = run_dag(example.reconsent_with_approval(), healthex_sandbox, patient_id=patients.IN_PROGRESS)
+    assert run.state == "success"
+    states = {ti.task_id: ti.state for ti in run.get_task_instances()}
+    assert [states[each] for each in ("outreach", "confirm", "give_up")] == ["skipped"] * 3
+    assert xcom(run, "read") == 1
+    assert healthex_sandbox.mails == []

@@ -63,9 +63,16 @@ class HealthExClient:
 
     :param settings: where HealthEx is and how to sign in.
     :param on_secret: is given each token and each patient's link as soon as it is known.
+    :param stop: once set, nothing more is sent and every wait ends; by default one of its own.
     """
 
-    def __init__(self, settings: ClientSettings, *, on_secret: Callable[[str], None] = _tell_nobody) -> None:
+    def __init__(
+        self,
+        settings: ClientSettings,
+        *,
+        on_secret: Callable[[str], None] = _tell_nobody,
+        stop: Stop | None = None,
+    ) -> None:
         self._settings = settings
         self._transport = Transport(settings)
         self._pacer = pacer_for((settings.base_url, settings.credentials))
@@ -76,8 +83,7 @@ class HealthExClient:
             self._mint = mint_for(settings.base_url, credentials)
         else:
             self._announce(credentials.token)
-        #: Once set, nothing more is sent and every wait ends.
-        self.stop = Stop()
+        self.stop = stop or Stop()
 
     def __repr__(self) -> str:
         return f"HealthExClient({self._settings.base_url!r})"

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, mask_secret
 
 from airflow_provider_healthex.client import ApiKey, ClientSettings, HealthExClient, StoredToken
+from airflow_provider_healthex.client.pacing import Stop
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
 from airflow_provider_healthex.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
 
@@ -62,6 +63,7 @@ class HealthExHook(BaseHook):
     def __init__(self, healthex_conn_id: str = default_conn_name) -> None:
         super().__init__()
         self.healthex_conn_id = healthex_conn_id
+        self._stop = Stop()  # the client's, which may be made only after it is set
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -91,16 +93,15 @@ class HealthExHook(BaseHook):
 
     @cached_property
     def _client(self) -> HealthExClient:
-        return HealthExClient(client_settings(self._connection), on_secret=mask_secret)
+        return HealthExClient(client_settings(self._connection), on_secret=mask_secret, stop=self._stop)
 
     def get_conn(self) -> HealthExClient:
         """Return the client of this connection; it holds a connection pool and may be used from several threads."""
         return self._client
 
     def cancel(self) -> None:
-        """End every wait of this hook at once, and send nothing more. For ``on_kill``."""
-        if "_client" in self.__dict__:
-            self._client.stop.set()
+        """End every wait of this hook at once, and send nothing more, even if nothing was yet. For ``on_kill``."""
+        self._stop.set()
 
     def resolve_project_id(self, project_id: str | None = None) -> str:
         """

@@ -200,9 +200,11 @@ def test_many_patients_are_asked_for_at_once(healthex_sandbox):
     assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
 
 
-def test_after_cancel_nobody_is_asked(healthex_sandbox):
+@pytest.mark.parametrize("connected", [True, False])
+def test_after_cancel_nobody_is_asked(healthex_sandbox, connected):
     hook = HealthExHook()
-    hook.get_conn()
+    if connected:
+        hook.get_conn()
     hook.cancel()
     assert list(hook.update_patients_data([patients.IN_PROGRESS])) == []
     assert healthex_sandbox.asked(patients.IN_PROGRESS) == 0

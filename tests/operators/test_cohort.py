@@ -464,10 +464,14 @@ def test_kill_9_of_a_process_in_the_middle_of_500_updates(service, tmp_path):
 
 
 def test_after_on_kill_nobody_more_is_asked_and_the_result_says_so(service):
-    service.answers(slowly(0.05))
     task = cohort(ids(200), max_concurrency=4)
-    killer = threading.Timer(0.5, task.on_kill)
-    killer.start()
+
+    def kill_in_the_middle(request):
+        if len(service.received) == 20:
+            task.on_kill()
+
+    service.answers(slowly(0.05))
+    service.answers_each(kill_in_the_middle)
     store = Store()
     _, result = failing(task, store, error=HealthExError, match="not asked")
     asked = service.asked()

@@ -13,7 +13,17 @@ from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
 
 from airflow_provider_healthex.delivery.arrival import Arrived, Waiting
-from airflow_provider_healthex.delivery.tree import Entry, Folder, NoSuchRoot, Pause, Request, Sort, Stat
+from airflow_provider_healthex.delivery.tree import (
+    Entry,
+    Folder,
+    NoSuchRoot,
+    Pause,
+    Request,
+    Sort,
+    Stat,
+    Whereabouts,
+    digest,
+)
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
 
 try:
@@ -30,8 +40,11 @@ if TYPE_CHECKING:
 WORKER, TRIGGERER = "worker", "triggerer"
 LISTING, WRITING = "listing", "writing to"
 
-#: Seconds for a connection to stand, and for one folder to be listed, until the server is taken for one that hangs.
+#: Seconds for a connection to stand, for one folder to be listed and for a file to be written, until the server is
+#: taken for one that hangs.
 PATIENCE = 120.0
+#: Seconds for a whole look, of however many folders.
+LONGEST_LOOK = 600.0
 #: Seconds for a connection to close.
 GOODBYE = 5.0
 
@@ -55,8 +68,6 @@ _PASSING_CODES = {
 }
 #: Files of the connection that aren't there, or can't be read: no later look finds them.
 _LOCAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-#: What Airflow or asyncssh can't make use of in a connection. What it says may quote the connection's Extra.
-_UNUSABLE = (ValueError, OverflowError, TypeError)
 
 _SORTS = {
     asyncssh.FILEXFER_TYPE_REGULAR: Sort.FILE,
@@ -66,11 +77,11 @@ _SORTS = {
 
 _KEYS = "correct its private key, key_file or known_hosts"
 _LOGIN = "correct the login, password or key of the connection"
+_RIGHTS = {LISTING: "let the account list the folders of the path", WRITING: "let the account write there"}
 _ADVICE: dict[type[BaseException], str] = {
     asyncssh.PermissionDenied: _LOGIN,
     asyncssh.ProtocolError: f"{_LOGIN}, or its host and port",
     asyncssh.ChannelOpenError: "let the account use SFTP",
-    asyncssh.SFTPPermissionDenied: "let the account list the folders of the path",
     asyncssh.HostKeyNotVerifiable: (
         "the server's key isn't the one that is known, or none is: compare it with its owner's, and put it into the "
         "connection's Extra as host_key, or into ~/.ssh/known_hosts"
@@ -85,6 +96,10 @@ _ADVICE: dict[type[BaseException], str] = {
 }
 
 
+class _Unusable(Exception):
+    """What its cause says that Airflow or asyncssh can't make use of in a connection."""
+
+
 @dataclass
 class SftpServer:
     """
@@ -96,7 +111,7 @@ class SftpServer:
 
     :param sftp_conn_id: the Airflow connection.
     :param component: ``worker`` or ``triggerer``: each may reach other hosts and hold other keys, so errors name it.
-    :param listed: whether a listing succeeded before.
+    :param listed: whether a listing of this wait succeeded before.
     """
 
     sftp_conn_id: str
@@ -104,6 +119,7 @@ class SftpServer:
     listed: bool = False
     _origin: str = field(default="", init=False)  # scheme, host and port
     _home: str = field(default="/", init=False)  # where relative paths begin
+    _whereabouts: str = field(default="", init=False)
 
     bucket: ClassVar[str | None] = None
 
@@ -127,7 +143,7 @@ class SftpServer:
     async def look_async(self, steps: TreeLook) -> Arrived | Waiting:
         """Do what :meth:`look` does."""
         try:
-            async with self._open() as sftp:
+            async with _within(LONGEST_LOOK), self._open() as sftp:
                 return await self._drive(steps, sftp)
         except Exception as error:
             return self._judge(error, LISTING)
@@ -149,12 +165,12 @@ class SftpServer:
             ) from None
 
     async def _put(self, key: str, body: bytes) -> None:
-        async with self._open() as sftp:
-            folder = key.rpartition("/")[0]
-            if folder:
-                await sftp.makedirs(folder, exist_ok=True)
-            async with sftp.open(key, "wb") as file:
-                await file.write(body)
+        async with self._open() as sftp, _within(PATIENCE):
+            try:
+                await _write(sftp, key, body)
+            except (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath):
+                await sftp.makedirs(key.rpartition("/")[0], exist_ok=True)
+                await _write(sftp, key, body)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[asyncssh.SFTPClient]:
@@ -165,15 +181,24 @@ class SftpServer:
         stack = AsyncExitStack()
         try:
             async with _within(PATIENCE):
-                hook = SFTPHookAsync(sftp_conn_id=self.sftp_conn_id)
-                sftp = await stack.enter_async_context(hook.get_managed_conn())
+                sftp = await self._connect(stack)
                 self._home = str(await sftp.realpath("."))
-            self._origin = f"sftp://{connection.host}" + (f":{connection.port}" if connection.port else "")
+            host = str(connection.host)
+            host = f"[{host}]" if ":" in host else host
+            self._origin = f"sftp://{host}" + (f":{connection.port}" if connection.port else "")
+            self._whereabouts = digest((self._origin, connection.login, self._home))
             yield sftp
         finally:
             with suppress(TimeoutError):  # a server that hangs doesn't say goodbye either
                 async with _within(GOODBYE):
                     await stack.aclose()
+
+    async def _connect(self, stack: AsyncExitStack) -> asyncssh.SFTPClient:
+        try:
+            hook = SFTPHookAsync(sftp_conn_id=self.sftp_conn_id)
+            return await stack.enter_async_context(hook.get_managed_conn())
+        except (ValueError, OverflowError, TypeError) as error:
+            raise _Unusable from error
 
     async def _drive(self, steps: TreeLook, sftp: asyncssh.SFTPClient) -> Arrived | Waiting:
         try:
@@ -183,6 +208,8 @@ class SftpServer:
                 if isinstance(request, Pause):
                     await asyncio.sleep(request.seconds)
                     answer = None
+                elif isinstance(request, Whereabouts):
+                    answer = self._whereabouts
                 else:
                     async with _within(PATIENCE):
                         answer = await _ask(sftp, request)
@@ -202,17 +229,20 @@ class SftpServer:
                 "correct the path. An account may see another root than others do; without a leading '/' the path "
                 "begins at the account's own folder."
             ) from None
-        kind = type(error).__name__
-        known = isinstance(error, (asyncssh.Error, AirflowException, *_LOCAL, *(() if self.listed else _UNUSABLE)))
+        known = isinstance(error, (asyncssh.Error, AirflowException, _Unusable, *_LOCAL))
+        cause = error.__cause__ if isinstance(error, _Unusable) else error
+        kind = type(cause).__name__
         # Final only where this account has never seen anything, but for another server in this one's place.
         seen = self.listed and doing == LISTING and not isinstance(error, asyncssh.HostKeyNotVerifiable)
         if _passes(error) or (known and seen):
             return Waiting(f"the SFTP server did not answer the {self.component} ({kind}), asking again")
         if not known:
             raise error
-        advice = _advice(error) or "see the server's log"
+        advice = _advice(cause, doing) or "see the server's log"
+        # What a server says may quote the path, and what reads a connection its Extra.
+        told = not isinstance(error, (asyncssh.SFTPError, _Unusable))
         raise HealthExConfigurationError(f"The {self.component}, {doing} {server}, failed: {kind}; {advice}.") from (
-            None if isinstance(error, _UNUSABLE) else error
+            error if told else None
         )
 
 
@@ -229,6 +259,11 @@ class AsyncSftpServer(SftpServer):
     look = SftpServer.look_async  # type: ignore[assignment]
 
 
+async def _write(sftp: asyncssh.SFTPClient, path: str, body: bytes) -> None:
+    async with sftp.open(path, "wb") as file:
+        await file.write(body)
+
+
 async def _ask(sftp: asyncssh.SFTPClient, request: Request) -> Any:
     """Return a request's answer."""
     try:
@@ -243,17 +278,19 @@ async def _ask(sftp: asyncssh.SFTPClient, request: Request) -> Any:
 
 def _entry(name: str, attributes: asyncssh.SFTPAttrs) -> Entry:
     sort = _SORTS.get(attributes.type, Sort.OTHER)
-    return Entry(name, sort, attributes.size or 0, min(attributes.mtime or 0, 2**32))
+    modified = None if attributes.mtime is None else min(attributes.mtime, 2**32)
+    return Entry(name, sort, attributes.size or 0, modified)
 
 
 def _listed(found: asyncssh.SFTPName) -> Entry:
     """Return an entry of a folder. Its name is bytes, which need not be text."""
     assert isinstance(found.filename, bytes)
     entry = _entry(found.filename.decode(errors="backslashreplace"), found.attrs)
-    if entry.sort is Sort.UNTOLD:  # as `ls -l` shows it, then
-        entry = entry._replace(sort=_LONG_SORTS.get(found.longname[:1], Sort.OTHER))
-    nameless = found.filename in (b".", b"..") or (entry.sort is Sort.FOLDER and not _is_text(found.filename))
-    return entry._replace(sort=Sort.OTHER) if nameless else entry
+    kind = found.longname[:1]  # as `ls -l` shows it
+    if entry.sort is Sort.UNTOLD:
+        entry = entry._replace(sort=_LONG_SORTS.get(kind, Sort.UNTOLD))
+    nameless = found.filename in (b".", b"..") or (entry.sort is not Sort.FILE and not _is_text(found.filename))
+    return entry._replace(sort=Sort.OTHER) if nameless or kind == b"l" else entry
 
 
 _LONG_SORTS: dict[bytes | str, Sort] = {b"-": Sort.FILE, b"d": Sort.FOLDER}
@@ -280,5 +317,7 @@ async def _within(seconds: float) -> AsyncIterator[None]:
             yield
 
 
-def _advice(error: BaseException) -> str | None:
+def _advice(error: BaseException | None, doing: str) -> str | None:
+    if isinstance(error, asyncssh.SFTPPermissionDenied):
+        return _RIGHTS[doing]
     return next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), None)

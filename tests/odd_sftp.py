@@ -18,10 +18,13 @@ class OddSftp:
     :param stalls: whether a folder's listing begins and never goes on.
     :param turns_away: the code it disconnects with before anybody is let in.
     :param serves: whether it has SFTP at all.
+    :param methods: answers of its own, by the names of asyncssh.SFTPServer's methods.
     """
 
-    def __init__(self, *, stalls: bool = False, turns_away: int | None = None, serves: bool = True) -> None:
-        self._stalls, self._turns_away, self._serves = stalls, turns_away, serves
+    def __init__(
+        self, *, stalls: bool = False, turns_away: int | None = None, serves: bool = True, **methods: Any
+    ) -> None:
+        self._stalls, self._turns_away, self._serves, self._methods = stalls, turns_away, serves, methods
         self._key = asyncssh.generate_private_key("ssh-ed25519")
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -101,4 +104,4 @@ class OddSftp:
                 if odd._stalls:
                     await asyncio.sleep(3600)
 
-        return Files if odd._serves else None
+        return type("OddFiles", (Files,), odd._methods) if odd._serves else None

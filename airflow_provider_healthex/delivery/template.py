@@ -25,7 +25,7 @@ _GLOB = "*?[]"
 _TOKEN = re.compile(r"\{([^{}]*)\}|[^{}]+|[{}]")
 _NAMES = "|".join(VARIABLES)
 _FOREIGN = re.compile(rf"\{{\{{-?\s*(?:{_NAMES})\s*-?\}}\}}|[$<:%]\{{?(?:{_NAMES})\b")
-_UNSAFE_VALUE = re.compile(r"[/*?\[\]{}\x00-\x1f\x7f-\x9f]|\.\.")
+_UNSAFE_VALUE = re.compile(r"[/*?\[\]{}\x00-\x1f\x7f-\x9f]|\.\.|^\.$")
 _GLOB_TOKEN = re.compile(r"(\*+|\[!?\]?[^\]]*\])")  # a star, or a bracket with its end: a star in it is none
 
 

@@ -59,7 +59,7 @@ class Entry(NamedTuple):
     name: str
     sort: Sort
     size: int = 0  # bytes
-    modified: int = 0  # seconds since the epoch, by the server's clock
+    modified: int | None = None  # seconds since the epoch, by the server's clock; None where it doesn't say
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,18 @@ class Folder:
 
 
 @dataclass(frozen=True)
+class Whereabouts:
+    """Wants a short text that is another one for another server, account or folder that paths begin at."""
+
+
+@dataclass(frozen=True)
 class Pause:
     """Wants some seconds to pass."""
 
     seconds: float
 
 
-Request = Stat | Folder | Pause
+Request = Stat | Folder | Whereabouts | Pause
 TreeLook = Generator[Request, Any, Arrived | Waiting]
 
 
@@ -103,7 +108,8 @@ class Watch:
 
     :param first_look: when that was, by our clock (epoch seconds); None before.
     :param newest: the newest time of a file then, by the server's, without those ahead; None where there was none.
-    :param ahead: digests of the files that were dated after it.
+    :param ahead: digests of the sizes and times of the files that were dated after it.
+    :param where: which server that was.
     :param state: a digest of the fresh files' names, sizes and times at the last look.
     :param changed_at: when that state was first seen, by our clock.
     """
@@ -111,6 +117,7 @@ class Watch:
     first_look: float | None = None
     newest: int | None = None
     ahead: list[str] = field(default_factory=list)
+    where: str | None = None
     state: str | None = None
     changed_at: float | None = None
 
@@ -136,6 +143,9 @@ def look_at_tree(
     :param clock: ours, in epoch seconds.
     :raises NoSuchRoot: at the first look of a wait.
     """
+    where = yield Whereabouts()
+    if where != watch.where:  # what another server has shown says nothing of this one's clock and files
+        watch.recall(Watch(where=where).to_dict())
     first = yield from _look_once(expectation, watch, clock)
     if isinstance(first, Waiting):
         return first
@@ -173,23 +183,25 @@ class _TreeTally(Tally):
 
     def see(self, target: Target, files: Iterable[StoredObject]) -> None:
         """Take note of a target's files, and of strangers among them of nothing."""
+        whole, marker = [], self.expectation.marker
         for file in files:
-            name, marker = _whole_name(file.key), self.expectation.marker
+            name = _whole_name(file.key)
             if not target.matches(name) and not (marker and target.holds_marker(name, marker)):
                 continue
             if name != file.key:
                 self._partial.append(file)
             elif self._is_ahead(file):
-                self._ahead[_digest([file])] = _seconds(file)
+                self._ahead[_content(file)] = _seconds(file)
             else:
                 self._times.append(_seconds(file))
-                self.add([file])
+                whole.append(file)
+        self.add(whole)
 
     def _is_ahead(self, file: StoredObject) -> bool:
-        """Whether a file is as it was at the first look, and dated after it."""
+        """Whether a file was there at the first look, under whatever name, and dated after it."""
         if _seconds(file) <= self._first_look + self.expectation.clock_skew:
             return False
-        return self._watch.first_look is None or _digest([file]) in self._watch.ahead
+        return self._watch.first_look is None or _content(file) in self._watch.ahead
 
     def is_fresh(self, modified: datetime) -> bool:
         """Whether a file of this time was written since the request, as far as can be told."""
@@ -257,17 +269,18 @@ def _walk(target: Target, watch: Watch, files: list[StoredObject]) -> Generator[
     if target.kind is Kind.KEY:
         entry = yield Stat(target.prefix, follow=target.prefix == target.template)
         if entry is not None and entry.sort in _FILES:
-            files.append(_row(target.prefix, entry))
+            return _take(target.prefix, entry, files)
         return _LINKED if entry and entry.sort is Sort.OTHER else None
-    yield from _descend(start, target.prefix, files)
-    return None
+    return (yield from _descend(start, target.prefix, files))
 
 
 _FOLDERS, _FILES = (Sort.FOLDER, Sort.UNTOLD), (Sort.FILE, Sort.UNTOLD)
 _LINKED = "a part of the path is a symbolic link on the server, which is not followed"
+_UNTOLD = "the server does not tell files from folders"
+_UNDATED = "the server does not tell when files were modified"
 
 
-def _descend(start: str, prefix: str, files: list[StoredObject]) -> Generator[Request, Any, None]:
+def _descend(start: str, prefix: str, files: list[StoredObject]) -> Generator[Request, Any, str | None]:
     """Collect the files whose paths begin with a prefix, in a folder and those below it; names end in "/"."""
     folders = [start]
     while folders:
@@ -275,10 +288,34 @@ def _descend(start: str, prefix: str, files: list[StoredObject]) -> Generator[Re
         entries: Iterable[Entry] = (yield Folder(folder)) or ()
         for entry in entries:
             path = folder + entry.name
-            if entry.sort is Sort.FILE and path.startswith(prefix):
-                files.append(_row(path, entry))
-            elif entry.sort is Sort.FOLDER and f"{path}/".startswith(prefix[: len(path) + 1]):
+            if not f"{path}/".startswith(prefix[: len(path) + 1]):
+                continue
+            sort, known = yield from _look_closer(path, entry)
+            if sort is Sort.UNTOLD:
+                return _UNTOLD
+            if sort is Sort.FOLDER:
                 folders.append(f"{path}/")
+            elif sort is Sort.FILE and path.startswith(prefix) and (problem := _take(path, known, files)):
+                return problem
+    return None
+
+
+def _look_closer(path: str, entry: Entry) -> Generator[Request, Any, tuple[Sort, Entry]]:
+    """Return what an entry is: some servers follow links where they list a folder, and some leave out what it is."""
+    if entry.sort is Sort.OTHER or (entry.sort is Sort.FILE and entry.modified is not None):
+        return entry.sort, entry
+    known: Entry | None = yield Stat(path)
+    if known is None:  # gone
+        return Sort.OTHER, entry
+    return entry.sort if known.sort is Sort.UNTOLD else known.sort, known
+
+
+def _take(path: str, entry: Entry, files: list[StoredObject]) -> str | None:
+    """Add a file, and return why it can't be."""
+    if entry.modified is None:
+        return _UNDATED
+    files.append(StoredObject(path, _moment(entry.modified), entry.size))
+    return None
 
 
 def _folder_of(path: str) -> str:
@@ -299,10 +336,6 @@ def _below(above: str, folder: str) -> Iterator[str]:
             yield folder[: slash.start()]
 
 
-def _row(path: str, entry: Entry) -> StoredObject:
-    return StoredObject(path, _moment(entry.modified), entry.size)
-
-
 def _seconds(file: StoredObject) -> int:
     return int(file.last_modified.timestamp())
 
@@ -312,5 +345,14 @@ def _moment(seconds: float) -> datetime:
 
 
 def _digest(files: Iterable[StoredObject]) -> str:
-    told = sorted((file.key, file.size, _seconds(file)) for file in files)
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    return digest(sorted((file.key, file.size, _seconds(file)) for file in files))
+
+
+def _content(file: StoredObject) -> str:
+    """Return a digest that is the same under another name: a file that is moved is none that was written."""
+    return digest((file.size, _seconds(file)))
+
+
+def digest(value: object) -> str:
+    """Return a short text for something that is not to be shown."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from posixpath import normpath
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import PokeReturnValue, conf
@@ -15,7 +16,7 @@ from airflow_provider_healthex.delivery.tree import CONFIRMATION, PARTIAL, TreeL
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.sensors.arrival import DEFERRAL_GRACE, refuse_pasted_templates
 from airflow_provider_healthex.sensors.patient import PatientArrivalSensor, PatientWait
-from airflow_provider_healthex.sftp import PATIENCE, SftpServer
+from airflow_provider_healthex.sftp import LONGEST_LOOK, SftpServer
 from airflow_provider_healthex.triggers.sftp import HealthExSftpDataArrivalTrigger
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
     """
 
     trigger_class = HealthExSftpDataArrivalTrigger
-    deferral_grace = DEFERRAL_GRACE + PATIENCE  # for a last look at a server that hangs
+    # For a look that begins before the deadline and the last one, at a server that is slow or hangs.
+    deferral_grace = DEFERRAL_GRACE + 2 * LONGEST_LOOK
     template_fields: Sequence[str] = (
         "path",
         "update",
@@ -173,6 +175,7 @@ class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
 class _TreeWait(PatientWait):
     """One wait on an SFTP server; ``pause``: seconds between the two listings that must agree."""
 
+    storage: SftpServer
     pause: float
     watch: Watch = field(default_factory=Watch)
 
@@ -183,8 +186,13 @@ class _TreeWait(PatientWait):
     def collect(self, event: Mapping[str, Any]) -> TreeLook:
         """Return the steps of one look at what the triggerer saw."""
         # Quiet and confirmed as ever: since the triggerer's look, another file may have begun to come.
-        self.watch.recall(event["watch"])
+        self.go_on(event["watch"])
         return self.look()
+
+    def go_on(self, seen: Mapping[str, Any]) -> None:
+        """Go on with what an earlier process of this wait has seen, the first of which was let in then."""
+        self.watch.recall(seen)
+        self.storage.listed = self.watch.first_look is not None
 
     def trigger_arguments(self) -> dict[str, Any]:
         """Return what its trigger needs of it."""
@@ -196,7 +204,7 @@ class _Memory:
 
     def __init__(self, context: Context, delivery: _TreeWait) -> None:
         self._store: Any = context.get("task_state_store")
-        self._watch = delivery.watch
+        self._delivery = delivery
         # A digest: paths name patients. Another request, path or setting is another wait.
         told = json.dumps(delivery.expectation.to_dict(), sort_keys=True)
         self._wait = hashlib.sha256(told.encode()).hexdigest()[:16]
@@ -205,12 +213,12 @@ class _Memory:
         """Go on with what an earlier process of this wait has kept."""
         record = self._store.get(STORE_KEY) if self._store is not None else None
         if isinstance(record, dict) and record.get("wait") == self._wait:
-            self._watch.recall(record["watch"])
+            self._delivery.go_on(record["watch"])
 
     def keep(self) -> None:
         """Keep it for the next."""
         if self._store is not None:
-            self._store.set(STORE_KEY, {"wait": self._wait, "watch": self._watch.to_dict()})
+            self._store.set(STORE_KEY, {"wait": self._wait, "watch": self._delivery.watch.to_dict()})
 
 
 def _refuse_partial(name: str, value: str | None) -> None:
@@ -221,10 +229,14 @@ def _refuse_partial(name: str, value: str | None) -> None:
 
 
 def _path(name: str, path: Any) -> str:
-    """Return a path, refusing what SFTP would take literally."""
+    """Return a path in its shortest spelling, refusing what SFTP would take literally."""
     if isinstance(path, str) and (path.startswith("~") or "://" in path):
         raise HealthExConfigurationError(
             f"{name} is {path!r}; give the path alone: from the root with a leading '/', from the account's own folder "
             "without. Host and port are the connection's."
         )
-    return path  # type: ignore[no-any-return]
+    if not isinstance(path, str) or not path:
+        return path
+    # One spelling for one file: a manifest that is spelled otherwise would be taken for delivered data.
+    root, short = "/" if path.startswith("/") else "", normpath(path).lstrip("/")
+    return f"{root}{short}/" if short and path.endswith("/") else root + short

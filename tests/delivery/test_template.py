@@ -158,7 +158,11 @@ class TestValues:
             target(PATIENT, patient=value)
         assert "4711" not in str(caught.value)
 
-    @pytest.mark.parametrize("value", ["a.b", "a-b_c:d", "MRN 4711", "Zoë", ".", "a^b~|", "$1", "%2F"])
+    def test_a_single_dot_is_refused_which_is_the_folder_above_on_a_server_of_files(self):
+        with pytest.raises(HealthExConfigurationError, match="could leave its place"):
+            target(PATIENT, patient=".")
+
+    @pytest.mark.parametrize("value", ["a.b", ".a", "a-b_c:d", "MRN 4711", "Zoë", "a^b~|", "$1", "%2F"])
     def test_any_other_text_is_taken_as_it_is(self, value):
         assert target(PATIENT, patient=value).prefix == f"d/{value}/"
 

@@ -20,6 +20,7 @@ from airflow_provider_healthex.delivery.tree import (
     Sort,
     Stat,
     Watch,
+    Whereabouts,
     look_at_tree,
 )
 
@@ -39,6 +40,7 @@ class Server:
     files: dict[str, tuple[int, int]] = field(default_factory=dict)  # path: size, time
     links: set[str] = field(default_factory=set)
     folders: tuple[str, ...] = ("d",)  # that are there without a file
+    where: str = "here"
     asked: list[object] = field(default_factory=list)
     meanwhile: Callable[[], None] | None = None  # happens between the two listings
 
@@ -61,6 +63,8 @@ class Server:
             if self.meanwhile:
                 self.meanwhile()
             return None
+        if isinstance(request, Whereabouts):
+            return self.where
         if isinstance(request, Stat):
             return self.entry(request.path)
         assert isinstance(request, Folder)
@@ -192,6 +196,25 @@ class TestTheServersClock:
         server.pass_time(60)
         server.write("d/pat-1.json")
         assert keys(server.look(wait, watch)) == ["d/pat-1.json"]
+
+    def test_a_file_dated_in_the_future_that_is_only_moved_is_no_arrival(self):
+        server, watch = Server(off=9 * HOUR), Watch()
+        server.write("d/p/pat/a.json", ago=60)
+        server.look(expected(), watch)
+        server.files["d/p/pat/archive/a.json"] = server.files.pop("d/p/pat/a.json")
+        assert "dated after the first look" in reason(server.look(expected(), watch))
+
+    def test_what_another_server_showed_says_nothing_of_this_one(self):
+        """Who corrects the connection in the middle of a wait finds other files, and another clock."""
+        watch = Watch()
+        Server().look(expected(), watch)
+        other = Server(where="there")
+        other.write("d/p/pat/a.json", ago=20 * HOUR)
+        assert "older than the request" in reason(other.look(expected(), watch))
+        assert "older than the request" in reason(other.look(expected(), watch))
+        other.pass_time(60)
+        other.write("d/p/pat/a.json")
+        assert keys(other.look(expected(), watch)) == ["d/p/pat/a.json"]
 
     def test_many_files_dated_in_the_future_are_no_arrival_either(self):
         server, watch = Server(off=9 * HOUR), Watch()
@@ -343,6 +366,51 @@ class TestTheTree:
         server = Server(links={"d/p/pat/latest", "d/p/pat/elsewhere.json"})
         server.write("d/p/pat/a")
         assert keys(server.look(expected(), Watch())) == ["d/p/pat/a"]
+
+    @pytest.mark.parametrize("closer", [Sort.OTHER, None])
+    def test_a_link_that_is_listed_as_a_folder_is_not_followed(self, closer):
+        server = Server()
+        server.write("d/p/pat/a")
+        server.write("d/p/pat/latest/b")
+        found = closer and Entry("latest", closer)
+        answer = server.answer
+        server.answer = lambda request: found if request == Stat("d/p/pat/latest") else answer(request)  # type: ignore[method-assign]
+        assert keys(server.look(expected(), Watch())) == ["d/p/pat/a"]
+
+    def test_what_a_listing_leaves_out_is_asked_for(self):
+        server = Server()
+        server.write("d/p/pat/a")
+        server.write("d/p/pat/x/b")
+        answer = server.answer
+
+        def bare(request: object) -> object:
+            found = answer(request)
+            return [Entry(each.name, Sort.UNTOLD) for each in found or ()] if isinstance(request, Folder) else found
+
+        server.answer = bare  # type: ignore[method-assign]
+        assert keys(server.look(expected(), Watch())) == ["d/p/pat/a", "d/p/pat/x/b"]
+
+    @pytest.mark.parametrize(
+        ("path", "told", "why"),
+        [
+            (PATH, {"sort": Sort.UNTOLD}, "does not tell files from folders"),
+            (PATH, {"modified": None}, "does not tell when files were modified"),
+            ("d/{projectId}/{healthexPatientId}/a", {"modified": None}, "does not tell when files were modified"),
+        ],
+    )
+    def test_a_server_that_does_not_tell_what_is_needed_is_named_as_the_reason(self, path, told, why):
+        server = Server()
+        server.write("d/p/pat/a")
+        answer = server.answer
+
+        def bare(request: object) -> object:
+            found = answer(request)
+            if isinstance(found, Entry):
+                return found._replace(**told) if found.sort is Sort.FILE else found
+            return [each._replace(**told) for each in found] if isinstance(found, list) else found
+
+        server.answer = bare  # type: ignore[method-assign]
+        assert why in reason(server.look(expected(path), Watch()))
 
     def test_a_first_folder_that_is_not_there_is_a_mistake_at_first_and_waited_for_later(self):
         server, watch = Server(folders=()), Watch()

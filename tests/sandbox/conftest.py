@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +34,18 @@ class Caller:
     def update(self, patient_id: str, body: Any = None, project_id: str = "project-demo", **arguments: Any):
         path = f"/v1/projects/{project_id}/recruitment/identified-patients/{patient_id}/$updateData"
         return self("POST", path, json={} if body is None else body, **arguments)
+
+
+@contextlib.contextmanager
+def no_thread_left() -> Iterator[None]:
+    """Check that what is done meanwhile leaves no thread."""
+    before = set(threading.enumerate())
+    yield
+    left = set(threading.enumerate()) - before
+    assert not [thread.name for thread in left if thread.name.startswith("healthex-")]
+    for thread in left:  # that of a request ends by itself when its client has gone
+        thread.join(timeout=10)
+    assert not [thread for thread in left if thread.is_alive()]
 
 
 @pytest.fixture(scope="session")

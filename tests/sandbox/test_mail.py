@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import smtplib
 import socket
-import threading
 from email.message import EmailMessage
 
 import pytest
@@ -11,6 +10,8 @@ from airflow.providers.smtp.hooks.smtp import SmtpHook
 
 from airflow_provider_healthex.sandbox import Sandbox
 from airflow_provider_healthex.sandbox.mail import Mail
+
+from .conftest import no_thread_left
 
 
 def connected(sandbox: Sandbox) -> smtplib.SMTP:
@@ -68,8 +69,7 @@ def test_one_address_can_be_refused(sandbox):
 
 
 def test_stopping_ends_who_is_still_connected():
-    before = threading.active_count()
-    with Sandbox(age_old_deliveries=False) as sandbox:
+    with no_thread_left(), Sandbox(age_old_deliveries=False) as sandbox:
         smtp = connected(sandbox)
         port = sandbox.smtp_connection()["port"]
     with pytest.raises(smtplib.SMTPServerDisconnected):
@@ -77,7 +77,6 @@ def test_stopping_ends_who_is_still_connected():
     smtp.close()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
-    assert threading.active_count() == before
 
 
 def test_nothing_of_a_mail_is_logged(sandbox, caplog):

@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import boto3
@@ -15,26 +14,16 @@ from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox import server as server_module
 from airflow_provider_healthex.sandbox.s3 import OwnS3
 
-from .conftest import Caller, is_free
-
-
-def sandbox_threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith("healthex-")}
+from .conftest import Caller, is_free, no_thread_left
 
 
 def test_stopping_leaves_no_thread_no_port_and_no_bucket():
-    before = set(threading.enumerate())
-    with Sandbox() as sandbox:
+    with no_thread_left(), Sandbox() as sandbox:
         api_url, s3_url, bucket = sandbox.api_url, sandbox.s3_url, sandbox.bucket
         assert not is_free(api_url)
         assert not is_free(s3_url)
     assert is_free(api_url)
     assert is_free(s3_url)
-    left = set(threading.enumerate()) - before
-    assert not [thread.name for thread in left if thread.name.startswith("healthex-")]
-    for thread in left:  # that of a request ends by itself, where its client has gone
-        thread.join(timeout=10)
-    assert not [thread for thread in left if thread.is_alive()]
     with Sandbox(bucket=bucket) as again:
         keys = again.s3_client().list_objects_v2(Bucket=bucket)["KeyCount"]
         assert keys == sum(len(each.file_names) for each in patients.SCENARIOS.values() if each.delivered_before)
@@ -60,10 +49,12 @@ def test_two_in_one_process_do_not_meet():
 
 @pytest.mark.parametrize("which", ["port", "s3_port"])
 def test_a_port_that_is_taken_is_an_error_and_leaves_nothing(which):
-    before = sandbox_threads()
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="Choose another port"):
+    with (
+        no_thread_left(),
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(OSError, match="Choose another port"),
+    ):
         Sandbox(**{which: taken.getsockname()[1]}).start()
-    assert sandbox_threads() == before
 
 
 def test_it_listens_on_loopback_alone(running):

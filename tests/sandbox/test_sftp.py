@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
@@ -29,7 +28,7 @@ from airflow_provider_healthex.sandbox import sftp as sftp_module
 from airflow_provider_healthex.sandbox.patients import SCENARIOS
 from airflow_provider_healthex.sandbox.sftp import PASSWORD, USERNAME, SftpServer
 
-from .conftest import Caller
+from .conftest import Caller, no_thread_left
 
 IN_PROGRESS = "d/project-demo/patient-in-progress/bundle.json"
 
@@ -89,10 +88,6 @@ def is_old(moment: datetime) -> bool:
 def is_free(server: SftpServer) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((server.host, server.port)) != 0
-
-
-def sandbox_threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith("healthex-")}
 
 
 def sessions(server: OpenSsh) -> list[psutil.Process]:
@@ -244,18 +239,14 @@ def test_airflows_hooks_refuse_another_host_key(own, sftp, monkeypatch):
 
 
 def test_it_delivers_to_no_server_but_the_one_with_the_host_key(own, sftp):
-    before = sandbox_threads()
-    with pytest.raises(asyncssh.HostKeyNotVerifiable):
+    with no_thread_left(), pytest.raises(asyncssh.HostKeyNotVerifiable):
         Sandbox(delivery="sftp", sftp_server=account(sftp, host_key=own.sftp_server.host_key)).start()
     assert list(sftp.served.iterdir()) == []
-    assert sandbox_threads() == before
 
 
 def test_an_account_that_is_refused_shows_at_the_start(sftp):
-    before = sandbox_threads()
-    with pytest.raises(asyncssh.PermissionDenied):
+    with no_thread_left(), pytest.raises(asyncssh.PermissionDenied):
         Sandbox(delivery="sftp", sftp_server=account(sftp, key="stranger_key")).start()
-    assert sandbox_threads() == before
 
 
 def test_after_the_end_what_was_put_on_another_server_stays(sftp):
@@ -295,8 +286,7 @@ def test_its_folder_is_for_this_user_alone(monkeypatch, tmp_path):
 
 def test_stopping_leaves_no_thread_no_port_and_no_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    before = threading.active_count(), sandbox_threads()
-    with Sandbox(delivery="sftp") as sandbox:
+    with no_thread_left(), Sandbox(delivery="sftp") as sandbox:
         server = sandbox.sftp_server
         assert not is_free(server)
         with logged_in(server) as transport:  # somebody is still there at the end
@@ -305,15 +295,16 @@ def test_stopping_leaves_no_thread_no_port_and_no_folder(monkeypatch, tmp_path):
             assert not transport.is_active()
     assert is_free(server)
     assert list(tmp_path.iterdir()) == []
-    assert (threading.active_count(), sandbox_threads()) == before
 
 
 def test_a_port_that_is_taken_is_an_error_and_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    before = sandbox_threads()
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="Choose another port"):
+    with (
+        no_thread_left(),
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(OSError, match="Choose another port"),
+    ):
         Sandbox(delivery="sftp", sftp_port=taken.getsockname()[1]).start()
-    assert sandbox_threads() == before
     assert list(tmp_path.iterdir()) == []
 
 

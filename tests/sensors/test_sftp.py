@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from odd_sftp import OddSftp  # noqa: E402
 
 from airflow_provider_healthex.exceptions import HealthExError  # noqa: E402
 from airflow_provider_healthex.sensors.sftp import STORE_KEY, HealthExSftpDataArrivalSensor  # noqa: E402
-from airflow_provider_healthex.sftp import PATIENCE  # noqa: E402
+from airflow_provider_healthex.sftp import LONGEST_LOOK, PATIENCE  # noqa: E402
 
 HOUR = 3600
 
@@ -44,6 +46,21 @@ class Store(dict):
 
     def set(self, key, value):
         self[key] = json.dumps(value)
+
+
+def fresh_file() -> dict[str, int]:
+    """Return what an SFTP server tells of a file that has just come."""
+    now = int(time.time())
+    return {"permissions": 0o100644, "size": 2, "atime": now, "mtime": now}
+
+
+def holding(name: str, longname: str = "", **told: int) -> Callable[..., AsyncIterator[asyncssh.SFTPName]]:
+    """Return what lists every folder as one with this file, of which so much is told."""
+
+    async def listing(*_: object) -> AsyncIterator[asyncssh.SFTPName]:
+        yield asyncssh.SFTPName(name.encode(), longname, asyncssh.SFTPAttrs(**told))
+
+    return listing
 
 
 def context_with_store(task) -> dict:
@@ -101,6 +118,15 @@ def test_what_the_first_look_showed_survives_a_killed_worker_and_not_another_req
         context
     )
     assert not sensor(update=update(patient_id="patient-2")).poke(context)
+
+
+def test_what_another_server_showed_is_forgotten_when_the_connection_is_corrected(d: OpenSsh, monkeypatch):
+    asked, context = update(), context_with_store(sensor())
+    with OddSftp() as wrong, monkeypatch.context() as before:
+        before.setenv("AIRFLOW_CONN_SFTP_DEFAULT", wrong.connection())
+        assert not sensor(update=asked).poke(context)
+    d.put(FOLDER + "bundle.json", modified=time.time() - 20 * HOUR)
+    assert not sensor(update=asked).poke(context)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -167,6 +193,15 @@ def test_a_path_from_the_root(sftp: OpenSsh, mode):
     result = run_sensor(sensor(mode, path=f"{sftp.served}/{PATH}")).result
     assert result["keys"] == [f"{sftp.served}/{FOLDER}a.json"]
     assert result["uri"] == f"sftp://127.0.0.1:{sftp.port}{sftp.served}/{FOLDER}"
+
+
+@pytest.mark.parametrize(
+    ("path", "manifest"),
+    [(PATH, f"./{PATH}m.jsonl"), (f".//{PATH}", f"{PATH}m.jsonl"), (f"/x/..//{PATH}", f"/{PATH}/m.jsonl")],
+)
+def test_a_manifest_among_the_data_is_refused_however_it_is_spelled(d: OpenSsh, path, manifest):
+    with pytest.raises(AirflowFailException, match="outside the path"):
+        run_sensor(sensor(path=path, manifest_path=manifest))
 
 
 @pytest.mark.parametrize("path", ["~/d/{healthexPatientId}/", "sftp://host/d/{healthexPatientId}/"])
@@ -238,8 +273,6 @@ class TestWhoMayNot:
             run_sensor(sensor(mode, soft_fail=True))
 
     def test_a_key_that_was_let_in_before_is_waited_for(self, d: OpenSsh, mode, later):
-        if mode == "reschedule":
-            pytest.skip("what earlier processes saw isn't known: final at each poke, as on S3")
         allowed = d.folder / "authorized_keys"
         keys = allowed.read_text()
 
@@ -250,7 +283,9 @@ class TestWhoMayNot:
             d.put(FOLDER + "a.json")
 
         later(1.5, lock_out)
-        assert run_sensor(sensor(mode)).result["object_count"] == 1
+        # In reschedule mode by the state store of Airflow 3.3, below which each look is a first one.
+        context = context_with_store(sensor(mode))
+        assert run_sensor(sensor(mode), context=context).result["object_count"] == 1
 
     @pytest.mark.parametrize(
         ("extra", "message"),
@@ -283,8 +318,15 @@ class TestWhoMayNot:
     def test_a_manifest_that_may_not_be_written_fails_for_good(self, d: OpenSsh, mode):
         d.put(FOLDER + "a.json")
         d.deny("write,mkdir")
-        with pytest.raises(AirflowFailException, match=r"writing to the SFTP server .*SFTPPermissionDenied"):
+        with pytest.raises(AirflowFailException, match=r"writing to .*SFTPPermissionDenied; let the account write"):
             run_sensor(sensor(mode, manifest_path="manifests/one.jsonl"))
+
+    def test_a_manifest_goes_into_a_folder_that_is_there_where_none_may_be_made(self, d: OpenSsh, mode):
+        d.put(FOLDER + "a.json")
+        (d.served / "manifests").mkdir()
+        d.deny("mkdir")
+        run_sensor(sensor(mode, manifest_path="manifests/one.jsonl"))
+        assert (d.served / "manifests/one.jsonl").read_text().count("\n") == 1
 
     def test_a_manifest_that_the_server_does_not_take_is_retried_and_its_path_not_told(self, d: OpenSsh, mode):
         d.put(FOLDER + "a.json")
@@ -325,6 +367,29 @@ class TestServersThatHang:
                 run_sensor(sensor(mode, path="d/", timeout=1))
             assert time.monotonic() - began < 15
 
+    def test_a_manifest_that_is_never_written_is_left_to_a_retry(self, mode, monkeypatch):
+        async def hang(*_: object) -> None:
+            await asyncio.sleep(3600)
+
+        with OddSftp(scandir=holding("a.json", **fresh_file()), open=hang) as server:
+            monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", server.connection())
+            with pytest.raises(HealthExError, match=r"TimeoutError.*a retry of the task writes it"):
+                run_sensor(sensor(mode, path="d/", manifest_path="m/one.jsonl"))
+
+    def test_many_slow_folders_do_not_outlast_the_deadline_by_much(self, mode, monkeypatch, airflow_database):
+        monkeypatch.setattr("airflow_provider_healthex.sftp.LONGEST_LOOK", 1)
+
+        async def slow_and_endless(_: object, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+            await asyncio.sleep(0.3)
+            yield asyncssh.SFTPName(b"deeper", "", asyncssh.SFTPAttrs(permissions=0o40755, size=0, mtime=0, atime=0))
+
+        with OddSftp(scandir=slow_and_endless) as server:
+            monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", server.connection())
+            began = time.monotonic()
+            with pytest.raises(AirflowSensorTimeout, match=r"did not answer the \w+ \(TimeoutError\)"):
+                run_sensor(sensor(mode, path="d/", timeout=1))
+            assert time.monotonic() - began < 15
+
     def test_a_server_that_stops_in_the_middle_of_the_wait_is_waited_for(self, d: OpenSsh, mode, later):
         assert d.process is not None
         server = psutil.Process(d.process.pid)
@@ -341,6 +406,69 @@ class TestServersThatHang:
 
         later(1, hang)
         assert run_sensor(sensor(mode)).result["object_count"] == 1
+
+
+class TestServersThatTellLess:
+    """By OpenSSH's ways alone one would not know what SFTP leaves open."""
+
+    FOLDER_STAT = asyncssh.SFTPAttrs(permissions=0o40755, size=0, atime=0, mtime=0)
+
+    def look(self, monkeypatch, **methods):
+        with OddSftp(**methods) as server:
+            monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", server.connection())
+            return run_sensor(sensor(path="d/", timeout=1)).result["keys"]
+
+    @pytest.mark.parametrize("told", [{}, {"permissions": 0o100644, "size": 2}])
+    @pytest.mark.parametrize("longname", ["", "11-22-26  12:00PM   2 a.json"])
+    def test_what_a_listing_leaves_out_is_asked_for(self, monkeypatch, told, longname):
+        def lstat(_: object, path: bytes) -> asyncssh.SFTPAttrs:
+            return asyncssh.SFTPAttrs(**fresh_file()) if path.endswith(b"a.json") else self.FOLDER_STAT
+
+        listing = holding("a.json", longname, **told)
+        assert self.look(monkeypatch, scandir=listing, lstat=lstat, stat=lstat) == ["d/a.json"]
+
+    @pytest.mark.parametrize("longname", ["lrwxrwxrwx link", ""])
+    def test_a_link_that_is_listed_as_a_folder_is_not_followed(self, monkeypatch, longname, airflow_database):
+        async def listing(_: object, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+            if path.rstrip(b"/").endswith(b"link"):
+                yield asyncssh.SFTPName(b"others.json", "-rw", asyncssh.SFTPAttrs(permissions=0o100644, size=2))
+            else:
+                yield asyncssh.SFTPName(b"link", longname, self.FOLDER_STAT)
+
+        def lstat(_: object, path: bytes) -> asyncssh.SFTPAttrs:
+            is_link = path.endswith(b"link") and not longname
+            return asyncssh.SFTPAttrs(permissions=0o120777, size=0, atime=0, mtime=0) if is_link else self.FOLDER_STAT
+
+        with pytest.raises(AirflowSensorTimeout, match="no objects under d/"):
+            self.look(monkeypatch, scandir=listing, lstat=lstat)
+
+
+async def refuse_to_list(_: object, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+    raise asyncssh.SFTPPermissionDenied(f"{path.decode()}: permission denied")
+    yield
+
+
+def refuse_to_open(_: object, path: bytes, *__: object) -> None:
+    raise asyncssh.SFTPPermissionDenied(f"{path.decode()}: permission denied")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "arguments"),
+    [
+        ({"scandir": refuse_to_list}, {"path": "d/{externalId}/"}),
+        (
+            {"scandir": holding("a.json", **fresh_file()), "open": refuse_to_open},
+            {"path": "d/", "manifest_path": "m/{externalId}", "clock_skew": 3600},
+        ),
+    ],
+)
+def test_what_a_server_says_is_in_no_error(monkeypatch, refusal, arguments):
+    """It quotes paths, which name patients, and Airflow logs what caused an error, too."""
+    with OddSftp(**refusal) as server:
+        monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", server.connection())
+        with pytest.raises(AirflowFailException, match="SFTPPermissionDenied") as caught:
+            run_sensor(sensor(external_id="ext-" + "secret", **arguments))
+    assert "ext-secret" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("code", [asyncssh.DISC_TOO_MANY_CONNECTIONS, asyncssh.DISC_BY_APPLICATION, 7])
@@ -403,6 +531,15 @@ class TestTheWorkersLastLook:
         assert run.result["total_bytes"] == len("{}half and half")
         assert run.deferrals == 2
 
+    def test_an_account_that_is_locked_out_then_is_waited_for(self, d: OpenSsh, later, after_the_trigger):
+        later(1, lambda: d.put(FOLDER + "a.json"))
+        allowed = d.folder / "authorized_keys"
+        keys = allowed.read_text()
+
+        after_the_trigger(lambda: allowed.write_text(""))
+        run = run_sensor(sensor("deferred"), before_trigger=lambda: allowed.write_text(keys))
+        assert (run.result["object_count"], run.deferrals) == (1, 2)
+
     def test_a_server_that_is_away_then_keeps_what_the_first_look_showed(self, d: OpenSsh, later, after_the_trigger):
         d.put(FOLDER + "a.json", b"old", modified=time.time() - 10 * HOUR)
         later(1, lambda: d.put(FOLDER + "a.json", b"refreshed", modified=time.time() - 5 * HOUR))
@@ -420,7 +557,7 @@ class TestTheWorkersLastLook:
 def test_airflow_leaves_the_triggerer_time_for_a_last_look_at_a_server_that_hangs(d: OpenSsh):
     with pytest.raises(TaskDeferred) as caught:
         sensor("deferred", timeout=100).execute(context_of(sensor()))
-    assert caught.value.timeout > timedelta(seconds=100 + PATIENCE)
+    assert caught.value.timeout > timedelta(seconds=100 + LONGEST_LOOK + PATIENCE)
 
 
 @pytest.mark.parametrize("argument", [{"path": "d/{healthexPatientId}.tmp"}, {"marker": "done.part"}])

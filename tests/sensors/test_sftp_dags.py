@@ -43,3 +43,15 @@ def test_each_mode_waits_for_what_is_newer_than_its_first_look(sftp: OpenSsh, da
         thread.join()
     assert run.state == "success"
     assert xcom(run, "arrival")["total_bytes"] == len("refreshed")
+
+
+def test_it_can_be_mapped_and_its_path_manifest_and_connection_rendered(sftp: OpenSsh, dags, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_RESEARCH", sftp.connection())
+    for patient in ("patient-1", "patient-2"):
+        sftp.put(f"in/{patient}/bundle.json")
+    run = dags["mapped"].test(run_conf={"path": "in/{healthexPatientId}/", "sftp_conn_id": "research"})
+    assert run.state == "success"
+    for index, patient in enumerate(("patient-1", "patient-2")):
+        result = xcom(run, "arrival", index)
+        assert result["keys"] == [f"in/{patient}/bundle.json"]
+        assert result["manifest"].endswith(f"/manifests/{patient}-{len(run.run_id)}.jsonl")

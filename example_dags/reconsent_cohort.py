@@ -5,7 +5,8 @@ Refresh many patients' health records, go on with those in progress, and ask the
 2. ``refresh`` asks for all of them in one task and says of each whether they are in progress or must act, and why.
 3. ``arrival`` waits for those in progress with one deferred task, and ``report`` says how many came.
 4. ``outreach`` mails the others their HealthEx link, in batches.
-5. ``tell_coordinator`` writes one mail to the study: whom no link helps, and who could not be written to.
+5. ``tell_coordinator`` writes one mail to the study: whom no link helps, who could not be written to, and whom HealthEx
+   could not be asked for.
 
 The run does not wait for those who were asked: patients take weeks. When one has acted HealthEx delivers, unasked, and
 ``on_delivery`` works on what comes, theirs and everybody's. Who has not acted by the next run is asked again.
@@ -25,7 +26,13 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowSkipException, Param, dag, mask_secret, task
 from airflow.providers.smtp.hooks.smtp import SmtpHook
 
-from airflow_provider_healthex.exceptions import HealthExError
+from airflow_provider_healthex.exceptions import (
+    HealthExAuthenticationError,
+    HealthExConnectionError,
+    HealthExError,
+    HealthExPermissionError,
+    HealthExTokenError,
+)
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.operators.healthex import HealthExUpdateCohortOperator
 from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor
@@ -54,14 +61,28 @@ def look_up(patient_id: str) -> tuple[str, str]:
     return external_id, f"{external_id}@patients.example"
 
 
+NO_RESULT = "refresh left no result: there was nobody to ask for, or it died, see its log."
+
+#: What the next patient would meet, too.
+FOR_EVERYBODY = (HealthExAuthenticationError, HealthExConnectionError, HealthExPermissionError, HealthExTokenError)
+
+
+def mail(params: dict[str, Any], to: str, subject: str, body: str) -> None:
+    with SmtpHook(params["smtp_conn_id"]) as smtp:
+        try:
+            smtp.send_email_smtp(to=to, subject=subject, html_content=body)
+        except Exception as error:
+            # What goes wrong with a mail may repeat it, and the address: its kind says enough.
+            raise RuntimeError(f"The mail was not sent: {type(error).__name__}") from None
+
+
 def mail_link(params: dict[str, Any], patient_id: str, text: str) -> None:
     """Make the patient's link and mail it, at once: it is not returned, printed or stored."""
     external_id, address = look_up(patient_id)
     mask_secret(address)
     link = HealthExHook(params["healthex_conn_id"]).create_patient_link(external_id, project_id=params["project_id"])
     body = f'<p>{escape(text)}</p><p><a href="{escape(link)}">{escape(link)}</a></p>'
-    with SmtpHook(params["smtp_conn_id"]) as smtp:
-        smtp.send_email_smtp(to=address, subject="Our study needs you", html_content=body)
+    mail(params, address, "Our study needs you", body)
 
 
 def write_to_each(batch: list[dict[str, str]], params: dict[str, Any]) -> list[str]:
@@ -71,22 +92,32 @@ def write_to_each(batch: list[dict[str, str]], params: dict[str, Any]) -> list[s
         try:
             mail_link(params, patient["patient_id"], REQUESTS[patient["reason"]])
             written.append(patient["patient_id"])
-        except (HealthExError, OSError) as error:
-            # A mail server's answer may repeat the address and the mail: its kind says enough.
+        except HealthExError as error:
+            print(f"No link for {patient['patient_id']}: {error}")
+            if isinstance(error, FOR_EVERYBODY):
+                break
+        except Exception as error:
+            # A look-up's error may tell of the patient, too.
             print(f"{patient['patient_id']} could not be written to: {type(error).__name__}")
     return written
 
 
-def for_people(update: dict[str, Any], written: Iterable[list[str]]) -> tuple[list[str], list[str]]:
-    """Return whom no link helps, and who could not be written to."""
+def for_people(update: dict[str, Any], written: Iterable[list[str]]) -> dict[str, list[str]]:
+    """Return whom people must look after, by what has happened."""
     done = {patient_id for batch in written for patient_id in batch}
-    helpless, unreached = [], []
-    for each in update["patient_action_needed"]:
-        if each["reason"] not in REQUESTS:
-            helpless.append(each["patient_id"])
-        elif each["patient_id"] not in done:
-            unreached.append(each["patient_id"])
-    return helpless, unreached
+    must_act = {each["patient_id"]: each["reason"] in REQUESTS for each in update["patient_action_needed"]}
+    return {
+        "HealthEx can't refresh these, and nobody has written to them:": [
+            patient_id for patient_id, link_helps in must_act.items() if not link_helps
+        ],
+        "These must act, and could not be written to:": [
+            patient_id for patient_id, link_helps in must_act.items() if link_helps and patient_id not in done
+        ],
+        "HealthEx could not be asked for these, or answered with an error:": [
+            *(each["patient_id"] for each in update["failed"]),
+            *update.get("not_asked", []),
+        ],
+    }
 
 
 def listed(title: str, patient_ids: list[str]) -> str:
@@ -160,7 +191,7 @@ def reconsent_cohort() -> None:
     def batches(update: dict[str, Any] | None) -> list[list[dict[str, str]]]:
         """List whom a link helps, in batches."""
         if not update:
-            raise AirflowSkipException("Nobody was asked for.")
+            raise AirflowSkipException(NO_RESULT)
         asked = [each for each in update["patient_action_needed"] if each["reason"] in REQUESTS]
         return [asked[start : start + BATCH] for start in range(0, len(asked), BATCH)]
 
@@ -182,16 +213,13 @@ def reconsent_cohort() -> None:
         update: dict[str, Any] | None, written: Iterable[list[str]] | None, params: dict[str, Any], run_id: str
     ) -> None:
         """Write to the study, of patients nothing but HealthEx's ids. The reasons are in Airflow."""
-        helpless, unreached = for_people(update, written or ()) if update else ([], [])
-        if not helpless and not unreached:
+        if not update:
+            raise AirflowSkipException(NO_RESULT)
+        body = "".join(listed(title, patient_ids) for title, patient_ids in for_people(update, written or ()).items())
+        if not body:
             raise AirflowSkipException("Nobody needs the coordinator.")
-        body = (
-            listed("HealthEx can't refresh these, and nobody has written to them:", helpless)
-            + listed("These could not be written to:", unreached)
-            + f"<p>Airflow has the reasons: task refresh of run {escape(run_id)}, XCom.</p>"
-        )
-        with SmtpHook(params["smtp_conn_id"]) as smtp:
-            smtp.send_email_smtp(to=params["coordinator"], subject="Patients of the study need you", html_content=body)
+        reasons = f"<p>Airflow has the reasons: task refresh of run {escape(run_id)}, XCom.</p>"
+        mail(params, params["coordinator"], "Patients of the study need you", body + reasons)
 
     report(arrival.output)
     tell_coordinator(refresh.output, outreach.expand(batch=batches(refresh.output)))

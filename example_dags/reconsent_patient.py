@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 from datetime import datetime, timedelta, timezone
 from html import escape
-from smtplib import SMTPException
 from typing import Any
 
 from airflow.providers.common.compat.sdk import Param, dag, mask_secret, task
@@ -47,19 +46,22 @@ def address_of(external_id: str) -> str:
     return f"{external_id}@patients.example"
 
 
+def mail(params: dict[str, Any], to: str, subject: str, body: str) -> None:
+    with SmtpHook(params["smtp_conn_id"]) as smtp:
+        try:
+            smtp.send_email_smtp(to=to, subject=subject, html_content=body)
+        except Exception as error:
+            # What goes wrong with a mail may repeat it, and the address: its kind says enough.
+            raise RuntimeError(f"The mail was not sent: {type(error).__name__}") from None
+
+
 def mail_link(params: dict[str, Any], subject: str, text: str) -> None:
     """Make the patient's link and mail it, at once: it is not returned, printed or stored."""
     external_id = params["external_id"]
     link = HealthExHook(params["healthex_conn_id"]).create_patient_link(external_id, project_id=params["project_id"])
     address = address_of(external_id)
     mask_secret(address)
-    body = f'<p>{escape(text)}</p><p><a href="{escape(link)}">{escape(link)}</a></p>'
-    try:
-        with SmtpHook(params["smtp_conn_id"]) as smtp:
-            smtp.send_email_smtp(to=address, subject=subject, html_content=body)
-    except SMTPException as error:
-        # A mail server's answer may repeat the address and the mail: its kind says enough.
-        raise RuntimeError(f"The mail server did not take the mail: {type(error).__name__}") from None
+    mail(params, address, subject, f'<p>{escape(text)}</p><p><a href="{escape(link)}">{escape(link)}</a></p>')
 
 
 @dag(
@@ -121,10 +123,7 @@ def reconsent_patient() -> None:
             f"HealthEx can't refresh {params['patient_id']} of {params['project_id']}, and nobody has written to them. "
             f"Airflow has the reason: task refresh of run {run_id}, XCom."
         )
-        with SmtpHook(params["smtp_conn_id"]) as smtp:
-            smtp.send_email_smtp(
-                to=params["coordinator"], subject="A patient of the study needs you", html_content=escape(body)
-            )
+        mail(params, params["coordinator"], "A patient of the study needs you", escape(body))
 
     arrival = HealthExDataArrivalSensor(
         task_id="arrival",

@@ -8,8 +8,9 @@ Refresh one patient's health records; where the patient must act first, wait unt
    without a worker. Silence is "Give up", after two weeks.
 4. ``arrival`` waits for data newer than the request, ``read`` is your own work on it; or ``give_up`` ends the run.
 
-Needs Airflow 3.1. Airflow stores the question and shows it to whoever may see the run: it names neither the patient
-nor the reason, and holds no link. What to replace: ``address_of`` and the words. More: docs/reconsent.md.
+Needs Airflow 3.1 and ``apache-airflow-providers-standard`` 1.12.2 (for ``response_timeout``). Airflow stores the
+question and shows it to whoever may see the run: it names neither the patient nor the reason, and holds no link. What
+to replace: ``address_of`` and the words. More: docs/reconsent.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import os
 from datetime import datetime, timedelta, timezone
 from html import escape
-from smtplib import SMTPException
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowOptionalProviderFeatureException, Param, dag, mask_secret, task
@@ -53,12 +53,12 @@ def address_of(external_id: str) -> str:
 
 
 def mail(params: dict[str, Any], to: str, subject: str, body: str) -> None:
-    try:
-        with SmtpHook(params["smtp_conn_id"]) as smtp:
+    with SmtpHook(params["smtp_conn_id"]) as smtp:
+        try:
             smtp.send_email_smtp(to=to, subject=subject, html_content=body)
-    except SMTPException as error:
-        # A mail server's answer may repeat the address and the mail: its kind says enough.
-        raise RuntimeError(f"The mail server did not take the mail: {type(error).__name__}") from None
+        except Exception as error:
+            # What goes wrong with a mail may repeat it, and the address: its kind says enough.
+            raise RuntimeError(f"The mail was not sent: {type(error).__name__}") from None
 
 
 if HITLBranchOperator is not None:

@@ -19,11 +19,13 @@ REASONS = {
         "does not document it further. Ask HealthEx's support."
     ),
 }
+#: The guide's advice is for them all, but a new reason may be one for which a link is wrong.
+_UNKNOWN = f"This package doesn't know the reason: let a person look first. {_CONTACT}"
 
 
 def patient_action_needed(patient_id: str, reason: str | None) -> HealthExPatientActionNeeded:
     """Return the error for an update that the patient must make possible; an unknown reason is kept as it is."""
-    advice = REASONS.get(reason or "", _CONTACT)
+    advice = REASONS.get(reason or "", _UNKNOWN)
     return HealthExPatientActionNeeded(
         f"HealthEx needs patient {patient_id} to act ({reason or 'no reason given'}). {advice}",
         patient_id=patient_id,

@@ -140,7 +140,7 @@ SCENARIOS: dict[str, Scenario] = {
         _must_act(
             UNLOCKED_OR_NO_TARGETED_LIST,
             "UNLOCKED_OR_NO_TARGETED_LIST",
-            "no targeted facilities, or they are not locked",
+            "no targeted facilities, or they are not locked (a guess from the name)",
         ),
         _must_act(
             AUTHENTICATION_EXPIRED,

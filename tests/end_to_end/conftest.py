@@ -169,11 +169,11 @@ def begun(real_airflow: RunningAirflow) -> Begun:
             threads.submit(
                 real_airflow.trigger,
                 dag_id,
-                dag_id,
+                run_id,
                 patient_id=patient_id,
                 external_id=patients.external_id_of(patient_id),
             )
-            for dag_id, patient_id in reconsents().items()
+            for dag_id, run_id, patient_id in reconsents()
         ]
         cohort = [patients.SEVERAL_FILES, patients.CONSENT_NOT_FOUND, patients.CONSENT_REVOKED]
         started.append(threads.submit(real_airflow.trigger, "reconsent_cohort", "reconsent_cohort", patient_ids=cohort))
@@ -187,11 +187,15 @@ def begun(real_airflow: RunningAirflow) -> Begun:
     return begun
 
 
-def reconsents() -> dict[str, str]:
-    """Return of the runs for a patient who must act the DAG, which the run is named after, and the patient."""
-    runs = {"reconsent_patient": patients.AUTHENTICATION_EXPIRED}
+def reconsents() -> list[tuple[str, str, str]]:
+    """Return the runs for a patient who must act: of which DAG, the run's id, and the patient."""
+    runs = [("reconsent_patient", "reconsent_patient", patients.AUTHENTICATION_EXPIRED)]
     if HAS_APPROVAL:
-        runs |= {"reconsent_with_approval": patients.CONSENT_EXPIRED, "impatient": patients.NEW_REASON}
+        runs += [
+            ("reconsent_with_approval", "confirmed", patients.CONSENT_EXPIRED),
+            ("reconsent_with_approval", "given_up", patients.CONSENT_REVOKED),
+            ("impatient", "impatient", patients.NEW_REASON),
+        ]
     return runs
 
 

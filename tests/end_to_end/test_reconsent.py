@@ -45,22 +45,35 @@ def test_who_of_a_cohort_follows_the_link_is_announced_as_delivered(real_airflow
     assert real_airflow.sandbox.asked(patients.CONSENT_NOT_FOUND) == 1
 
 
+def answer(real_airflow, run_id, option):
+    """Answer the question of a run of the approval's DAG, as whoever may in Airflow's UI; return the question."""
+    path = f"dags/reconsent_with_approval/dagRuns/{run_id}/taskInstances/confirm/-1/hitlDetails"
+    wait_for("the question is asked", lambda: real_airflow.query(QUESTIONS, run_id))
+    question = real_airflow.api("GET", path).json()
+    assert real_airflow.states(run_id)["arrival"] is None
+    body = {"chosen_options": [option], "params_input": {}}
+    wait_for("the answer is taken", lambda: real_airflow.api("PATCH", path, **body).status_code in (200, 409))
+    return question
+
+
 @needs_approval
 def test_a_person_confirms_that_the_patient_has_acted_and_the_data_is_waited_for(real_airflow, acted):
-    path = "dags/reconsent_with_approval/dagRuns/reconsent_with_approval/taskInstances/confirm/-1/hitlDetails"
-    wait_for("the question is asked", lambda: real_airflow.query(QUESTIONS, "reconsent_with_approval"))
-    question = real_airflow.api("GET", path).json()
+    question = answer(real_airflow, "confirmed", "The patient has acted")
     assert question["options"] == ["The patient has acted", "Give up"]
     assert question["defaults"] == ["Give up"]
     assert not question["params"]
     for told in ("CONSENT", "consent-expired", "patients.example", "/link/"):
         assert told not in question["subject"] + question["body"]
-    assert real_airflow.states("reconsent_with_approval")["arrival"] is None
+    assert_it_arrived_by_the_one_request(real_airflow, "confirmed", patients.CONSENT_EXPIRED)
+    assert real_airflow.states("confirmed")["give_up"] == "skipped"
 
-    answer = {"chosen_options": ["The patient has acted"], "params_input": {}}
-    wait_for("the answer is taken", lambda: real_airflow.api("PATCH", path, **answer).status_code in (200, 409))
-    assert_it_arrived_by_the_one_request(real_airflow, "reconsent_with_approval", patients.CONSENT_EXPIRED)
-    assert real_airflow.states("reconsent_with_approval")["give_up"] == "skipped"
+
+@needs_approval
+def test_a_person_gives_up_and_the_run_ends_without_data(real_airflow, begun):
+    answer(real_airflow, "given_up", "Give up")
+    assert real_airflow.wait("given_up") == "success"
+    ended = real_airflow.states("given_up")
+    assert (ended["give_up"], ended["arrival"], ended["read"]) == ("success", "skipped", "skipped")
 
 
 @needs_approval

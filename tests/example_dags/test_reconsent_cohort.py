@@ -26,6 +26,7 @@ TO_ASK = [
 FOR_PEOPLE = [patients.CONSENT_REVOKED, patients.UNLOCKED_OR_NO_TARGETED_LIST, patients.NEW_REASON]
 IN_PROGRESS = [patients.IN_PROGRESS, patients.SEVERAL_FILES]
 COORDINATOR = "coordinator@study.example"
+PARAMS = {"healthex_conn_id": "healthex_default", "smtp_conn_id": "smtp_default", "project_id": "project-demo"}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,19 @@ def dag(monkeypatch):
     for name, value in settings.items():
         monkeypatch.setenv(f"HEALTHEX_EXAMPLE_{name}", str(value))
     return load_dags("example_dags/reconsent_cohort.py").reconsent_cohort()
+
+
+@pytest.fixture
+def write_to_each(sandbox):
+    """The example's part that mails a batch, with another look-up of addresses."""
+    module = load_dags("example_dags/reconsent_cohort.py")
+    batch = [{"patient_id": each, "reason": patients.SCENARIOS[each].reason} for each in TO_ASK[:3]]
+
+    def write(look_up=module.look_up):
+        module.look_up = look_up
+        return module.write_to_each(batch, PARAMS)
+
+    return write
 
 
 def arrival_since(update, patient, sandbox):
@@ -122,6 +136,65 @@ def test_a_bad_address_stops_nobody_else_and_the_coordinator_is_told(dag, sandbo
     (mail,) = to_coordinator(sandbox)
     assert listed(mail.text) == [TO_ASK[1]]
     assert "@patients.example" not in task_log()
+
+
+def no_such_patient(patient_id):
+    raise KeyError(f"no address of secret-{patient_id}")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda patient: (patients.external_id_of(patient), "müller-secret@patients.example"),
+        lambda patient: (patients.external_id_of(patient), "a@patients.example\nBcc: secret@patients.example"),
+        lambda patient: (patients.external_id_of(patient), None),
+        lambda patient: ("ext-secret", "a@patients.example"),
+        lambda patient: ("", "secret@patients.example"),
+        no_such_patient,
+    ],
+)
+def test_whatever_is_wrong_with_one_of_a_batch_stops_nobody_else_and_is_not_told(
+    write_to_each, sandbox, capsys, answer
+):
+    def look_up(patient_id):
+        return (
+            answer(patient_id)
+            if patient_id == TO_ASK[1]
+            else (patients.external_id_of(patient_id), address_of(patient_id))
+        )
+
+    assert write_to_each(look_up) == [TO_ASK[0], TO_ASK[2]]
+    assert sorted(links(sandbox)) == sorted(map(address_of, [TO_ASK[0], TO_ASK[2]]))
+    told = capsys.readouterr().out
+    assert TO_ASK[1] in told
+    assert "secret" not in told
+    assert "/link/" not in told
+
+
+def test_a_mail_server_that_hangs_up_on_one_stops_nobody_else(write_to_each, sandbox):
+    sandbox.faults.add("mail", 421, patient_id=address_of(TO_ASK[1]))
+    assert write_to_each() == [TO_ASK[0], TO_ASK[2]]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_what_everybody_would_meet_ends_the_batch(write_to_each, sandbox, capsys, status):
+    sandbox.faults.add("link", status, times=10)
+    assert write_to_each() == []
+    assert capsys.readouterr().out.count("No link for") == 1
+
+
+def test_whom_healthex_could_not_be_asked_for_is_told_to_the_coordinator(dag, sandbox):
+    run = run_dag(dag, sandbox, patient_ids=[*IN_PROGRESS, *TO_ASK[:2], patients.UNKNOWN])
+    assert run.state == "success"
+    (mail,) = to_coordinator(sandbox)
+    assert listed(mail.text) == [patients.UNKNOWN]
+    assert "answered with an error" in mail.text
+
+
+def test_nobody_to_ask_for_is_nobody_to_write_to(dag, sandbox):
+    run = run_dag(dag, sandbox, patient_ids=[])
+    assert states(run, "tell_coordinator") == ["skipped"]
+    assert sandbox.mails == []
 
 
 def test_where_nobody_could_be_written_to_a_retry_writes_to_all_once(dag, sandbox):

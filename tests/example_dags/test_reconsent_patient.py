@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 
 import pytest
 from outreach import LINK, address_of, follow_the_link, links, people
@@ -114,9 +115,23 @@ def test_a_mail_server_that_refuses_is_tried_again_and_neither_address_nor_link_
     assert_it_arrived_by_the_one_request(ended, sandbox, patients.CONSENT_EXPIRED)
     assert len(sandbox.mails) == 1
     log = task_log()
-    assert "The mail server did not take the mail: SMTPRecipientsRefused" in log
+    assert "The mail was not sent: SMTPRecipientsRefused" in log
     assert "@patients.example" not in log
     assert "/link/" not in log
+
+
+@pytest.mark.parametrize("address", ["müller-secret@patients.example", "a\r\nmüller-secret@patients.example", None])
+def test_an_address_that_can_have_no_mail_is_told_by_the_kind_of_the_error_alone(dag, sandbox, monkeypatch, address):
+    module = load_dags("example_dags/reconsent_patient.py")
+    monkeypatch.setattr(module, "address_of", lambda external_id: address)
+    params = {"healthex_conn_id": "healthex_default", "smtp_conn_id": "smtp_default", "project_id": "project-demo"}
+    external_id = patients.external_id_of(patients.CONSENT_EXPIRED)
+    with pytest.raises(RuntimeError, match=r"The mail was not sent: \w+Error$") as caught:
+        module.mail_link({**params, "external_id": external_id}, "subject", "text")
+    told = "".join(traceback.format_exception(caught.value))
+    assert "müller-secret" not in told
+    assert "/link/" not in told
+    assert sandbox.mails == []
 
 
 def test_without_a_mail_server_the_run_fails_and_says_so(dag, sandbox, monkeypatch, task_log):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from airflow import __version__ as airflow_version
+from outreach import address_of, links
 from support import load_dags, run_dag, xcom
 
+from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.sandbox import patients
 
 HAS_APPROVAL = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 1)
@@ -42,3 +44,23 @@ def test_who_need_not_act_is_waited_for_and_nobody_is_asked(example, healthex_sa
     assert [states[each] for each in ("outreach", "confirm", "give_up")] == ["skipped"] * 3
     assert xcom(run, "read") == 1
     assert healthex_sandbox.mails == []
+
+
+@needs_approval
+@pytest.mark.parametrize("patient", [each for each, scenario in patients.SCENARIOS.items() if scenario.reason])
+def test_for_each_reason_the_patient_or_the_coordinator_is_written_to(example, healthex_sandbox, patient):
+    params = {name: param.value for name, param in example.reconsent_with_approval().params.items()}
+    params |= {"patient_id": patient, "external_id": patients.external_id_of(patient)}
+    update = HealthExHook().update_patient_data(patient).to_dict()
+    assert example.reconsent_with_approval().get_task("next_step").python_callable(update) == "outreach"
+
+    example.reconsent_with_approval().get_task("outreach").python_callable(update, params, "run-1")
+
+    (mail,) = healthex_sandbox.mails
+    if update["patient_action_needed_reason"] in example.LINK_HELPS:
+        assert links(healthex_sandbox).keys() == {address_of(patient)}
+        return
+    assert mail.recipient == "coordinator@study.example"
+    assert patient in mail.text
+    assert patients.external_id_of(patient) not in mail.text
+    assert links(healthex_sandbox) == {}

@@ -25,7 +25,7 @@ def test_requests_of_many_threads_are_spaced_evenly() -> None:
     with ThreadPoolExecutor(8) as threads:
         turns = sorted(threads.map(turn, range(8)))
     assert all(turn >= 0.02 * index - 0.005 for index, turn in enumerate(turns))
-    assert turns[-1] < 1
+    assert turns[-1] < 5
 
 
 def test_an_idle_time_gives_no_burst() -> None:
@@ -42,7 +42,7 @@ def test_without_a_limit_nobody_waits() -> None:
     pacer, stop, began = Pacer(), threading.Event(), time.monotonic()
     for _ in range(1000):
         pacer.wait(None, stop)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("limit", [None, 0.001])
@@ -55,7 +55,7 @@ def test_a_stop_ends_the_wait_and_refuses_the_turn(limit: float | None) -> None:
     began = time.monotonic()
     with pytest.raises(Stopped):
         pacer.wait(limit, stop)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
 
 
 def test_the_same_key_has_the_same_pacer() -> None:
@@ -69,9 +69,9 @@ def test_nobody_goes_while_the_service_wants_quiet() -> None:
     pacer.hold(0.1)  # a shorter one doesn't end it
     began = time.monotonic()
     pacer.wait(None, stop)
-    assert 0.19 <= time.monotonic() - began < 1
+    assert 0.19 <= time.monotonic() - began < 5
     pacer.wait(None, stop)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
 
 
 def test_who_waits_already_waits_longer() -> None:

@@ -127,11 +127,11 @@ def test_a_long_list_is_read(service: Service, client: HealthExClient) -> None:
 def test_an_answer_that_drips_is_cut_when_its_time_is_over(service: Service, client: HealthExClient) -> None:
     body = says(STARTED).body
     head = b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n" % len(body)
-    service.answers(raw(head, *(body[index : index + 1] for index in range(len(body))), pause=0.05))
+    service.answers(raw(head, *(body[index : index + 1] for index in range(len(body))), pause=0.2))
     began = time.monotonic()
     with pytest.raises(HealthExUpdateAmbiguousError, match=r"not whole within 0\.3 s"):
         client.update_patient(PROJECT, PATIENT)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from outreach import LINK, address_of, follow, links
 from support import load_dags, run_dag, run_sensor, xcom
 
-from airflow_provider_healthex.sandbox import Sandbox, patients
+from airflow_provider_healthex.sandbox import patients
 from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
 
 pytestmark = pytest.mark.usefixtures("airflow_database")
@@ -27,20 +27,6 @@ FOR_PEOPLE = [patients.CONSENT_REVOKED, patients.UNLOCKED_OR_NO_TARGETED_LIST, p
 IN_PROGRESS = [patients.IN_PROGRESS, patients.SEVERAL_FILES]
 COORDINATOR = "coordinator@study.example"
 PARAMS = {"healthex_conn_id": "healthex_default", "smtp_conn_id": "smtp_default", "project_id": "project-demo"}
-
-
-@pytest.fixture(scope="module")
-def running():
-    with Sandbox(delay=0.2) as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
-def sandbox(running, monkeypatch):
-    running.reset()
-    for name, value in running.airflow_environment().items():
-        monkeypatch.setenv(name, value)
-    return running
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from outreach import LINK, address_of, follow_the_link, links, people
 from support import load_dags, run_dag, xcom
 
-from airflow_provider_healthex.sandbox import Sandbox, patients
+from airflow_provider_healthex.sandbox import patients
 
 pytestmark = pytest.mark.usefixtures("airflow_database")
 
@@ -19,20 +19,6 @@ TELL_COORDINATOR = [patients.CONSENT_REVOKED, patients.UNLOCKED_OR_NO_TARGETED_L
 STEPS = {"arrival", "ask_to_consent", "ask_to_sign_in", "tell_coordinator"}
 
 COORDINATOR = "coordinator@study.example"
-
-
-@pytest.fixture(scope="module")
-def running():
-    with Sandbox(delay=0.2) as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
-def sandbox(running, monkeypatch):
-    running.reset()
-    for name, value in running.airflow_environment().items():
-        monkeypatch.setenv(name, value)
-    return running
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ class TestEveryMode:
 
         result = run_sensor(waiting).result
 
-        assert 1.4 <= time.monotonic() - started < 4
+        assert 1.4 <= time.monotonic() - started < 10
         assert [one["patient_id"] for one in result["arrived"]] == ["p-1", "p-3"]
         assert result["missing"] == ["p-2"]
 
@@ -333,12 +333,12 @@ class TestDeferred:
     def test_a_restarted_trigger_keeps_its_baselines_and_deadline(self, bucket):
         update = cohort("p-1", "p-2")
         with pytest.raises(TaskDeferred) as deferred:
-            sensor(bucket, "deferred", update=update, timeout=2).execute(context_of(None))
+            sensor(bucket, "deferred", update=update, timeout=5).execute(context_of(None))
         started = time.time()
         event = run_trigger(deferred.value.trigger)
         again = run_trigger(deferred.value.trigger)
         assert event["status"] == again["status"] == "timed_out"
-        assert time.time() - started < 4
+        assert time.time() - started < 9
         assert event["missing"] == "3"
 
     def test_a_bucket_deleted_while_deferred_fails_with_soft_fail_too(self, bucket):

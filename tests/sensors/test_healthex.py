@@ -168,7 +168,7 @@ def test_a_worker_that_cannot_see_what_the_triggerer_saw_keeps_to_the_deadline(b
     began = time.monotonic()
     with pytest.raises(AirflowSensorTimeout, match="SlowDown"):
         run_sensor(waiting)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_access_denied_after_an_unanswered_poke_is_final_in_reschedule_mode_too(monkeypatch):

@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Files in parallel: most of a test's time goes into waiting, as it does for whom it tests.
-PARALLEL := -n 4 --no-loadscope-reorder
+PARALLEL := -n 3 --no-loadscope-reorder
 # uv from the PATH, or from the package index into the environment itself.
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 

@@ -66,8 +66,8 @@ class TestEveryModeAndPlace:
 
     def test_several_files_arrive_when_they_have_paused(self, place: Place, mode, later):
         place.put(FOLDER + "1.json")
-        later(1.5, lambda: place.put(FOLDER + "2.json"))
-        assert run_sensor(place.sensor(mode, quiet_period=3, clock_skew=0)).result["object_count"] == 2
+        later(1, lambda: place.put(FOLDER + "2.json"))
+        assert run_sensor(place.sensor(mode, quiet_period=4, clock_skew=0)).result["object_count"] == 2
 
     def test_at_least_so_many_files_must_come(self, place: Place, mode, later):
         place.put(FOLDER + "1.json")
@@ -253,7 +253,7 @@ def test_the_log_says_at_every_poke_why_it_waits_and_shows_no_key(place: Place, 
     assert not waiting.poke(context)
     logged = [line for line in task_log().splitlines() if "werkzeug" not in line]  # the test's server logs, too
     lines = [line for line in logged if "Waiting for" in line]
-    assert len(lines) == 2
+    assert len(lines) >= 2
     assert "1 object under d/{projectId}/{externalId}/, newest" in lines[0]
     assert "is older than the request at" in lines[0]
     assert "until the timeout" in lines[0]

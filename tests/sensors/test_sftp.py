@@ -138,7 +138,7 @@ class TestFilesBeingWritten:
                 time.sleep(0.2)
 
         later(0, write)
-        assert run_sensor(sensor(mode, quiet_period=1.5, clock_skew=0)).result["total_bytes"] == 15
+        assert run_sensor(sensor(mode, quiet_period=2.5, clock_skew=0)).result["total_bytes"] == 15
 
     def test_a_file_is_seen_when_it_gets_its_name(self, d: OpenSsh, mode, later):
         file = d.served / FOLDER / "bundle.json"

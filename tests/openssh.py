@@ -105,6 +105,10 @@ class OpenSsh:
             os.utime(file, (modified, modified))
         return datetime.fromtimestamp(int(file.stat().st_mtime), timezone.utc)
 
+    def visits(self) -> int:
+        """Return how many sessions have ended."""
+        return (self.folder / "sshd.log").read_text().count("Close session:")
+
     def clear(self) -> None:
         """Serve nothing, to anyone who may connect."""
         shutil.rmtree(self.served)

@@ -26,12 +26,13 @@ def test_each_mode_waits_for_what_is_newer_than_its_first_look(sftp: OpenSsh, da
     """By a clock that is hours behind, but where nothing keeps what the first look showed."""
     off = -5 * 3600 if mode != "reschedule" or HAS_STATE_STORE else 0
     sftp.put(FOLDER + "bundle.json", b"old", modified=time.time() + off - 24 * 3600)
-    # A task takes Airflow some seconds to start: what comes before the first look comes again.
-    ended = threading.Event()
+    ended, before = threading.Event(), sftp.visits()
 
     def deliver() -> None:
-        while not ended.wait(4):
-            sftp.put(FOLDER + "bundle.json", b"refreshed", modified=time.time() + off)
+        while sftp.visits() == before:  # until the first look
+            if ended.wait(0.1):
+                return
+        sftp.put(FOLDER + "bundle.json", b"refreshed", modified=time.time() + off)
 
     thread = threading.Thread(target=deliver)
     thread.start()

@@ -10,6 +10,8 @@ INSTALLED := $(VENV)/.installed
 PARALLEL := -n 3 --no-loadscope-reorder
 # uv from the PATH, or from the package index into the environment itself.
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
+# Compiled once: where Python may write no byte code, each of Airflow's many processes would take seconds for it.
+INSTALL := $(UV) pip install --quiet --compile-bytecode
 
 .PHONY: demo airflow test lint types build matrix bench clean help
 
@@ -19,7 +21,7 @@ help:  ## Show this list
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x "$(UV)" || $(BIN)/python -m pip install --quiet uv
-	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[sandbox,sftp]' --group dev
+	$(INSTALL) --python $(BIN)/python --constraint constraints.txt --editable '.[sandbox,sftp]' --group dev
 	touch $@
 
 demo: $(INSTALLED)  ## Refresh a patient from end to end, on Airflow and the sandbox

@@ -176,6 +176,7 @@ class _TreeTally(Tally):
         self._watch = watch
         self._now = now
         self._first_look = now if watch.first_look is None else watch.first_look
+        self._latest = self._first_look + expectation.clock_skew
         self._oldest = self._floor - timedelta(seconds=FARTHEST_BEHIND)
         self._times: list[int] = []
         self._ahead: dict[str, int] = {}  # digest: time
@@ -199,7 +200,7 @@ class _TreeTally(Tally):
 
     def _is_ahead(self, file: StoredObject) -> bool:
         """Whether a file was there at the first look, under whatever name, and dated after it."""
-        if _seconds(file) <= self._first_look + self.expectation.clock_skew:
+        if _seconds(file) <= self._latest:
             return False
         return self._watch.first_look is None or _content(file) in self._watch.ahead
 
@@ -209,7 +210,7 @@ class _TreeTally(Tally):
         newer = watch.first_look is not None and (watch.newest is None or seconds > watch.newest)
         if newer and modified >= self._oldest:
             return True
-        return seconds <= self._first_look + self.expectation.clock_skew and super().is_fresh(modified)
+        return seconds <= self._latest and super().is_fresh(modified)
 
     def decide(self) -> Arrived | Waiting:
         """Decide by what was seen."""

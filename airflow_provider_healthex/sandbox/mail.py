@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import email
 import email.policy
 import logging
+import socket
 import threading
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from aiosmtpd.smtp import SMTP, Envelope
 
 from airflow_provider_healthex.sandbox.faults import Faults
+from airflow_provider_healthex.sandbox.loop import LoopThread
 from airflow_provider_healthex.sandbox.wsgi import listen, reachable
 
 # It tells every command at INFO: addresses, in whatever log the sandbox's process has.
@@ -50,18 +51,11 @@ class Mailbox:
         self._faults = faults
         self._lock = threading.Lock()
         self._mails: list[Mail] = []
-        self._loop = asyncio.new_event_loop()
-        try:
-            self._listening = listen(host, port)
-        except OSError:
-            self._loop.close()
-            raise
+        listening = listen(host, port)
         self.host = reachable(host)
-        self.port: int = self._listening.getsockname()[1]
-        self._serving = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="healthex-mail", daemon=True)
-        self._thread.start()
-        self._serving.wait()  # a stop before that would find half a server
+        self.port: int = listening.getsockname()[1]
+        self._thread = LoopThread("healthex-mail")
+        self._server = self._thread.run(self._listen(listening))
 
     def mails(self) -> list[Mail]:
         """Return what has come, the earliest first."""
@@ -75,8 +69,8 @@ class Mailbox:
 
     def stop(self) -> None:
         """Take nothing more and free the port."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._thread.run(self._close())
+        self._thread.stop()
 
     # --- what aiosmtpd calls
 
@@ -101,23 +95,13 @@ class Mailbox:
 
     # --- inside
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(self._loop.create_server(self._session, sock=self._listening))
-        self._serving.set()
-        self._loop.run_forever()
-        server.close()
-        self._loop.run_until_complete(self._end_sessions())
-        self._loop.close()
+    async def _listen(self, listening: socket.socket) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(self._session, sock=listening)
 
     def _session(self) -> SMTP:
         # A name of its own: aiosmtpd would look this machine's up, which can take seconds.
-        return SMTP(self, hostname="sandbox.example", ident="HealthEx sandbox", loop=self._loop)
+        loop = asyncio.get_running_loop()
+        return SMTP(self, hostname="sandbox.example", ident="HealthEx sandbox", loop=loop)
 
-    async def _end_sessions(self) -> None:
-        sessions = asyncio.all_tasks() - {asyncio.current_task()}
-        for each in sessions:
-            each.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*sessions, return_exceptions=True)
-        await asyncio.sleep(0)  # lets the sockets close
+    async def _close(self) -> None:
+        self._server.close()

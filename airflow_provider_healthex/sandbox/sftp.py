@@ -11,15 +11,15 @@ import shutil
 import socket
 import stat
 import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
 from airflow_provider_healthex.sandbox.deliveries import StoredFile
+from airflow_provider_healthex.sandbox.loop import LoopThread
 from airflow_provider_healthex.sandbox.wsgi import listen, reachable
 
 try:
@@ -326,35 +326,3 @@ class _Login(asyncssh.SSHServer):
 
     def validate_password(self, username: str, password: str) -> bool:
         return (username, password) == (USERNAME, PASSWORD)
-
-
-class LoopThread:
-    """
-    An event loop on a thread of its own.
-
-    :param name: of the thread.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._ended = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there, and return its result."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # where the waiting was interrupted
-            raise
-
-    def stop(self) -> None:
-        """Cancel what still runs, and end the thread."""
-        self._loop.call_soon_threadsafe(self._ended.set)
-        self._thread.join()
-
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._ended.wait())

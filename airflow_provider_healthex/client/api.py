@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from airflow_provider_healthex.client.calls import LONG, Call, Repeat, flag, identifier, json_body, text
 from airflow_provider_healthex.client.clocks import TOLERATED_SKEW, skew
-from airflow_provider_healthex.client.cohort import distinct, each_update
+from airflow_provider_healthex.client.cohort import Around, Checkpoint, checkpointed, distinct, each_update
 from airflow_provider_healthex.client.models import (
     CONSENT_TYPE,
     AddPatientsResult,
@@ -114,7 +114,12 @@ class HealthExClient:
         self._token()
 
     def update_patient(
-        self, project_id: str, patient_id: str, *, skip_interactive: bool | None = None
+        self,
+        project_id: str,
+        patient_id: str,
+        *,
+        skip_interactive: bool | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> PatientUpdate:
         """
         Ask for a refresh of a patient's data. HealthEx bills retrievals and has no idempotency key.
@@ -122,9 +127,12 @@ class HealthExClient:
         :param project_id: HealthEx's id of the project.
         :param patient_id: HealthEx's id of the patient.
         :param skip_interactive: ``skipInteractive``; None: not sent.
+        :param checkpoint: is called with the patient just before each try is sent, and with nobody after a try that
+            was surely rejected; nothing is sent if it raises.
         :raises HealthExUpdateAmbiguousError: it was sent, and nobody knows whether it was accepted.
         """
-        return self._update(project_id, patient_id, skip_interactive, self.stop)
+        around = checkpointed(patient_id, checkpoint) if checkpoint else None
+        return self._update(project_id, patient_id, skip_interactive, self.stop, around)
 
     def update_patients(
         self,
@@ -133,7 +141,7 @@ class HealthExClient:
         *,
         skip_interactive: bool | None = None,
         max_concurrency: int = 8,
-        checkpoint: Callable[[Sequence[str]], None] | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Iterator[PatientUpdate | PatientUpdateFailure]:
         """
         Ask for a refresh of many patients' data, several at once, and yield what came of each as it comes.
@@ -150,9 +158,11 @@ class HealthExClient:
         :param patient_ids: HealthEx's ids; who is named twice is asked once. All are checked before any is asked.
         :param skip_interactive: ``skipInteractive``; None: not sent.
         :param max_concurrency: requests at once, 1 to 32.
-        :param checkpoint: is called in the caller's thread before every wait, with the patients who are handed over
-            next, who may be none; they are not asked before it returns, nor if it raises. For who keeps accounts: it
-            comes after what was yielded before, and a few patients ahead, so that its writing holds nobody up.
+        :param checkpoint: is called in the caller's thread, after whatever was yielded before, with all patients
+            whose request may be on its way. A patient is added just before the request is sent, after every wait
+            for a turn, a token or a retry, and is not requested before the call returns. Patients whose try was
+            surely rejected are left out of the next call, until they are retried. If it raises, no more patients are
+            requested, those in flight are yielded, and then its error is raised.
         :raises HealthExConfigurationError: at once, for an argument that can't be used.
         :raises HealthExTokenError: at once, where there is no token to ask with.
         """
@@ -162,16 +172,21 @@ class HealthExClient:
         # Before any thread needs it: one mints.
         self._token()
 
-        def ask(patient_id: str, stop: Stop) -> PatientUpdate | PatientUpdateFailure:
+        def request(patient_id: str, stop: Stop, around: Around) -> PatientUpdate | PatientUpdateFailure:
             try:
-                return self._update(project_id, patient_id, skip_interactive, stop)
+                return self._update(project_id, patient_id, skip_interactive, stop, around)
             except HealthExError as error:
                 return PatientUpdateFailure(project_id, patient_id, error)
 
-        return each_update(ids, ask, max_concurrency, self.stop, checkpoint)
+        return each_update(ids, request, max_concurrency, self.stop, checkpoint)
 
     def _update(
-        self, project_id: str, patient_id: str, skip_interactive: bool | None, stop: threading.Event
+        self,
+        project_id: str,
+        patient_id: str,
+        skip_interactive: bool | None,
+        stop: threading.Event,
+        around: Around | None,
     ) -> PatientUpdate:
         call = Call(
             "POST",
@@ -189,7 +204,7 @@ class HealthExClient:
         )
         # Before it is sent: nothing may fail between an accepted update and its caller.
         organization_id = self.organization_id
-        answer = self._ask(call, stop)
+        answer = self._ask(call, stop, around)
         _compare_clocks(answer)
         document = parse_json(answer.body)
         update = PatientUpdate.from_answer(
@@ -318,19 +333,24 @@ class HealthExClient:
             raise unreadable(call, answer, "not with a JSON object")
         return document
 
-    def _ask(self, call: Call, stop: threading.Event | None = None) -> Answer:
-        """Send a call with the token, as often as it may be; `stop` where a part of the work can be stopped alone."""
+    def _ask(self, call: Call, stop: threading.Event | None = None, around: Around | None = None) -> Answer:
+        """
+        Send a call with the token, as often as it may be.
+
+        :param stop: where a part of the work can be stopped alone.
+        :param around: runs around the sending of each try, after every wait.
+        """
         stop = stop or self.stop
         may_renew = isinstance(self._settings.credentials, ApiKey)
 
         def attempt() -> Answer | Failure:
             nonlocal may_renew
             token = self._token()
-            outcome = self._send(call, token, stop)
+            outcome = self._send(call, token, stop, around)
             if may_renew and _is_unauthorized(outcome):
                 may_renew = False
                 self._mint.discard(token)
-                outcome = self._send(call, self._token(), stop)
+                outcome = self._send(call, self._token(), stop, around)
             return outcome
 
         return self._repeated(call, attempt, stop)
@@ -342,10 +362,15 @@ class HealthExClient:
             raise outcome.error
         return outcome
 
-    def _send(self, call: Call, token: str | None, stop: threading.Event) -> Answer | Failure:
+    def _send(
+        self, call: Call, token: str | None, stop: threading.Event, around: Around | None = None
+    ) -> Answer | Failure:
+        def send() -> Answer | Failure:
+            outcome = self._transport.send(call, token)
+            return judge(call, outcome, self._settings.base_url, self._known_secrets())
+
         self._pacer.wait(self._settings.requests_per_second, stop)
-        outcome = self._transport.send(call, token)
-        return judge(call, outcome, self._settings.base_url, self._known_secrets())
+        return around(send) if around else send()
 
     def _token(self) -> str:
         credentials = self._settings.credentials

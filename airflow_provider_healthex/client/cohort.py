@@ -237,7 +237,7 @@ class _Dispatcher:
             self._ready = []
         room = max(0, self._max_concurrency + self._ahead() - self._sending)
         admitted = self._ready[:room]
-        # Those whom this adds are the last.
+        # The patients that this adds come last.
         in_flight = {**self._in_flight, **dict.fromkeys(each.patient_id for each in admitted)}
         if not self._write(tuple(in_flight)):
             return

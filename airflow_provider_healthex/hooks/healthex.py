@@ -154,8 +154,8 @@ class HealthExHook(BaseHook):
         :param skip_interactive: as `update_patient_data` has it, for all of them.
         :param max_concurrency: requests at once, 1 to 32, over one connection pool and with one token. The
             connection's ``requests_per_second`` is a limit for all together, and a 429 slows all of them down.
-        :param checkpoint: is called before every wait, in the thread that consumes, with the patients who are handed
-            over next (perhaps none): for who must know, whatever happens, who may have been asked.
+        :param checkpoint: is called in the thread that consumes, with all patients whose request may be on its way,
+            just before one is added and after one has left. No request is sent before it returns, nor if it raises.
         """
         return self._client.update_patients(
             self.resolve_project_id(project_id),

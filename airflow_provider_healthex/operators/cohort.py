@@ -135,7 +135,7 @@ class HealthExUpdateCohortOperator(HealthExOperator):
         self.healthex_conn_id = healthex_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Request the patients whom no earlier try of this task has requested."""
+        """Request the patients that no earlier try of this task has requested."""
         try:
             external_ids = read_cohort(self.patient_ids)
             if not external_ids:
@@ -213,7 +213,7 @@ class _Run:
         with closing(updates):  # type: ignore[type-var]
             for came in updates:
                 self._note(came)
-        # It ended of itself, so that nobody is in flight any more.
+        # It ended by itself: no patient is in flight any more.
         self.journal.checkpoint()
 
     def _note(self, came: PatientUpdate | PatientUpdateFailure) -> None:

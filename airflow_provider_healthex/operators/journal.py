@@ -35,7 +35,7 @@ class StoreError(Exception):
 @dataclass(frozen=True)
 class Attempt:
     """
-    What Airflow says of this try, and how a retry is told from a clear: the store survives both.
+    What Airflow says of this try, which sets a retry apart from a clear: the store survives both.
 
     A *series* is a try and its automatic retries. The store keeps ``[max_tries, clear_number]`` of its start. Airflow
     stores ``max_tries`` with the task instance: a retry leaves it as it is, and a clear sets it to the tries used so

@@ -84,7 +84,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def whole_seconds(moment: datetime) -> str:
-    """Return a moment as ISO 8601 UTC in whole seconds, the form every baseline has in XCom."""
+    """Return a moment as ISO 8601 UTC in whole seconds, the form of ``requested_at`` in XCom."""
     return moment.astimezone(timezone.utc).replace(microsecond=0).isoformat()
 
 
@@ -101,7 +101,7 @@ class PatientUpdate:
     :param retrieval_id: HealthEx's id of the retrieval, or None: it is optional.
     :param skipped_facilities_count: facilities left out; above 0 the update is partial.
     :param counts: the documented counts the answer had. Whether they are final by then is unknown.
-    :param requested_at: the baseline of arrival, UTC in whole seconds.
+    :param requested_at: the moment of the request, UTC in whole seconds: later data is fresh.
     """
 
     project_id: str

@@ -102,9 +102,9 @@ def _exhausted(state: RetryCallState) -> bool:
 
 def _report(state: RetryCallState) -> None:
     log.warning(
-        "Try %d of %d failed, next one in %.1f s: %s",
+        "%s Retrying in %.1f s (try %d of %d).",
+        _failure(state).error,
+        state.upcoming_sleep,
         state.attempt_number,
         TRIES,
-        state.upcoming_sleep,
-        _failure(state).error,
     )

@@ -64,6 +64,7 @@ class HealthExClient:
     :param settings: where HealthEx is and how to sign in.
     :param on_secret: is given each token and each patient's link as soon as it is known.
     :param stop: once set, nothing more is sent and every wait ends; by default one of its own.
+    :param tries: how often a request is tried, where a retry is safe; by default 5 times.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class HealthExClient:
         *,
         on_secret: Callable[[str], None] = _tell_nobody,
         stop: Stop | None = None,
+        tries: int | None = None,
     ) -> None:
         self._settings = settings
         self._transport = Transport(settings)
@@ -84,6 +86,7 @@ class HealthExClient:
         else:
             self._announce(credentials.token)
         self.stop = stop or Stop()
+        self._tries = tries
         self._clocks_differ = False
 
     def __repr__(self) -> str:
@@ -345,7 +348,7 @@ class HealthExClient:
 
     def _repeated(self, call: Call, attempt: Callable[[], Answer | Failure], stop: threading.Event) -> Answer:
         stopped = Failure(HealthExConnectionError(f"{call.subject} not sent: it was cancelled. It is safe to retry."))
-        outcome = repeated(attempt, stop, stopped, self._pacer.hold)
+        outcome = repeated(attempt, stop, stopped, self._pacer.hold, self._tries)
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome

@@ -126,7 +126,7 @@ def test_verify_is_off_for_this_machine_only():
         settings(extra={"verify": "false"})
 
 
-def test_a_missing_connection_says_how_to_make_it():
+def test_a_missing_connection_says_how_to_make_it(airflow_database):
     with pytest.raises(HealthExConfigurationError, match=r"no Airflow connection 'nowhere'.*type HealthEx"):
         HealthExHook("nowhere").update_patient_data("patient")
 
@@ -141,8 +141,9 @@ def test_a_missing_connection_says_how_to_make_it():
         ("healthex://:TOKEN@https%3A%2F%2Fgateway%2Fv2/healthex", "https://gateway/v2/healthex"),
     ],
 )
-def test_the_path_of_a_uri_is_a_path_prefix(uri, url):
-    assert client_settings(Connection.from_uri(uri, conn_id="healthex_test")).base_url == url
+def test_the_path_of_a_uri_is_a_path_prefix(monkeypatch, uri, url):
+    monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_TEST", uri)
+    assert client_settings(HealthExHook.get_connection("healthex_test")).base_url == url
 
 
 def test_a_prefix_is_part_of_each_request(healthex_sandbox, monkeypatch):

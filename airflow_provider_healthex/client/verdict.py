@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timezone
+from urllib.parse import urlsplit
 
 from airflow_provider_healthex.client.calls import Call, Repeat
 from airflow_provider_healthex.client.clocks import request_moment, retry_after, whole
@@ -164,8 +165,16 @@ def _kind(status: int) -> type[HealthExApiError]:
     return HealthExServerError if status >= 500 else HealthExApiError
 
 
+def _host(location: str) -> str:
+    """Return the host alone: the rest may hold a signature, or repeat what was sent."""
+    try:
+        return clean(urlsplit(location).hostname or "")
+    except ValueError:
+        return ""
+
+
 def _general_hint(answer: Answer) -> str:
     if 300 <= answer.status < 400:
-        place = clean(answer.headers.get("Location") or "")
-        return f"Redirects are never followed{f' (to {place})' if place else ''}: check the host."
+        host = _host(answer.headers.get("Location") or "")
+        return f"Redirects are never followed{f' (to {host})' if host else ''}: check the host."
     return "The service failed: retry later." if answer.status >= 500 else ""

@@ -105,7 +105,8 @@ def _look_up(conn_id: str) -> Any:
     except AirflowNotFoundException:
         pass
     except Exception as error:
-        return _in_trouble(conn_id, type(error).__name__)
+        if not isinstance(error, ImportError) or _channel() is not None:  # Airflow 3.0 outside a task
+            return _in_trouble(conn_id, type(error).__name__)
     for backend in _backends():
         name = type(backend).__name__
         try:

@@ -9,15 +9,18 @@ from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
+from airflow.providers.common.compat.sdk import AirflowException
 from asgiref.sync import sync_to_async
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
 from airflow_provider_healthex.delivery.arrival import Waiting
-from airflow_provider_healthex.exceptions import HealthExConfigurationError
+from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError
+from airflow_provider_healthex.hooks.connection import ConnectionNotFound, find_connection
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection
+
     from airflow_provider_healthex.delivery.listing import Look
 
 T = TypeVar("T")
@@ -70,7 +73,6 @@ _ADVICE = {
     "AuthorizationHeaderMalformed": _REGION,
     "IllegalLocationConstraintException": _REGION,
     "NoCredentialsError": "give it an AWS connection, or credentials in its environment",
-    "AirflowNotFoundException": "create the connection",
     "ParamValidationError": "correct bucket_name",
     "SSLError": _CERTIFICATE,
     "OSError": _CERTIFICATE,
@@ -91,18 +93,31 @@ class AwsAccess:
         """
         Return a new hook, with a session of its own.
 
-        :raises AirflowNotFoundException: where the connection doesn't exist. The amazon provider takes boto's own
-            credentials then; so do we for ``aws_default``, which nobody asked for by name.
+        :raises ConnectionNotFound: where the connection doesn't exist. The amazon provider takes boto's own
+            credentials then; so do we for ``aws_default``, which is the default rather than anybody's choice.
+        :raises HealthExConnectionError: where Airflow could not look the connection up.
         """
+        connection = self._connection()
         hook = S3Hook(
             aws_conn_id=self.aws_conn_id,
             region_name=self.region_name,
             verify=self.verify,
             config=self.botocore_config,
         )
-        if self.aws_conn_id not in (None, "", S3Hook.default_conn_name) and hook.conn_config.conn_type is None:
-            raise AirflowNotFoundException(f"The conn_id `{self.aws_conn_id}` isn't defined")
+        if connection is not None:  # not looked up twice: the second time, trouble would pass for "not found"
+            hook.get_connection = lambda conn_id: connection  # type: ignore[method-assign]
         return hook
+
+    def _connection(self) -> Connection | None:
+        if not self.aws_conn_id:
+            return None
+        default = self.aws_conn_id == S3Hook.default_conn_name
+        try:
+            return find_connection(self.aws_conn_id, confirm=not default)
+        except ConnectionNotFound:
+            if default:
+                return None
+            raise
 
 
 @dataclass
@@ -139,6 +154,8 @@ class _Bucket:
         """Say whose fault it is where botocore can't even make a client of the settings."""
         try:
             yield
+        except HealthExConfigurationError:
+            raise
         except ValueError as error:
             raise HealthExConfigurationError(
                 f"The {self.component} can make no S3 client of aws_conn_id={self.access.aws_conn_id!r}: correct its "
@@ -147,6 +164,8 @@ class _Bucket:
 
     def _judge(self, error: Exception, doing: str = LISTING) -> Waiting:
         """Return what passes as a reason to wait, and raise what doesn't."""
+        if isinstance(error, HealthExConnectionError):  # Airflow's trouble, not S3's
+            return Waiting(str(error))
         code = _code(error)
         if _passes(error, code) or (code in _DENIALS and self.listed and doing == LISTING):
             return Waiting(f"S3 did not answer the {self.component} ({code}), asking again")

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
 
 from airflow_provider_healthex.delivery.arrival import Arrived, Waiting
@@ -24,7 +23,8 @@ from airflow_provider_healthex.delivery.tree import (
     Whereabouts,
     digest,
 )
-from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
+from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError, HealthExError
+from airflow_provider_healthex.hooks.connection import find_connection_async
 
 try:
     import asyncssh
@@ -90,7 +90,6 @@ _ADVICE: dict[type[BaseException], str] = {
     asyncssh.KeyImportError: _KEYS,
     **dict.fromkeys(_LOCAL, _KEYS),
     asyncssh.KeyEncryptionError: "give the key's passphrase as private_key_passphrase in the connection's Extra",
-    AirflowNotFoundException: "create the connection",
     OverflowError: "correct the port of the connection",
     ValueError: "correct the keys, host_key and no_host_key_check in the connection's Extra",
 }
@@ -174,7 +173,7 @@ class SftpServer:
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[asyncssh.SFTPClient]:
-        connection = await get_async_connection(self.sftp_conn_id)
+        connection = await find_connection_async(self.sftp_conn_id)
         for name, value in (("host", connection.host), ("login", connection.login)):
             if not value:
                 raise HealthExConfigurationError(f"The connection {self.sftp_conn_id!r} names no {name}: give it one.")
@@ -197,6 +196,10 @@ class SftpServer:
         try:
             hook = SFTPHookAsync(sftp_conn_id=self.sftp_conn_id)
             return await stack.enter_async_context(hook.get_managed_conn())
+        except AirflowNotFoundException:  # the hook looks it up once more, and it was there a moment ago
+            raise HealthExConnectionError(
+                f"Airflow's look-up of connection {self.sftp_conn_id!r} failed: it was found a moment ago."
+            ) from None
         except (ValueError, OverflowError, TypeError) as error:
             raise _Unusable from error
 
@@ -222,6 +225,8 @@ class SftpServer:
         """Return what passes as a reason to wait, and raise what doesn't."""
         if isinstance(error, HealthExConfigurationError):
             raise error
+        if isinstance(error, HealthExConnectionError):  # Airflow's trouble, not the server's
+            return Waiting(str(error))
         server = f"the SFTP server of sftp_conn_id={self.sftp_conn_id!r}"
         if isinstance(error, NoSuchRoot):
             raise HealthExConfigurationError(

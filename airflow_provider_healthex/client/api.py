@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_healthex.client.calls import LONG, Call, Repeat, flag, identifier, json_body, text
-from airflow_provider_healthex.client.clocks import TOLERATED_SKEW, skew
+from airflow_provider_healthex.client.clocks import TOLERATED_SKEW, UNBELIEVABLE_SKEW, skew
 from airflow_provider_healthex.client.cohort import Around, Checkpoint, checkpointed, distinct, each_update
 from airflow_provider_healthex.client.models import (
     CONSENT_TYPE,
@@ -64,6 +64,7 @@ class HealthExClient:
     :param settings: where HealthEx is and how to sign in.
     :param on_secret: is given each token and each patient's link as soon as it is known.
     :param stop: once set, nothing more is sent and every wait ends; by default one of its own.
+    :param tries: how often a request is tried, where a retry is safe; by default 5 times.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class HealthExClient:
         *,
         on_secret: Callable[[str], None] = _tell_nobody,
         stop: Stop | None = None,
+        tries: int | None = None,
     ) -> None:
         self._settings = settings
         self._transport = Transport(settings)
@@ -84,6 +86,8 @@ class HealthExClient:
         else:
             self._announce(credentials.token)
         self.stop = stop or Stop()
+        self._tries = tries
+        self._clocks_differ = False
 
     def __repr__(self) -> str:
         return f"HealthExClient({self._settings.base_url!r})"
@@ -195,8 +199,10 @@ class HealthExClient:
                 "projectId": identifier("project_id", project_id),
                 "patientId": identifier("patient_id", patient_id),
             },
+            subject=f"Update of patient {patient_id!r}",
             repeat=Repeat.BILLED,
             body=json_body(flag("skipInteractive", skip_interactive)),
+            verdicts={404: f"Patient {patient_id!r} not found"},
             hint={
                 404: "The project is unknown or not accessible with this token, or the patient was never added to "
                 "it: that gives this error too, and Add/Update Patient is safe to repeat."
@@ -205,7 +211,6 @@ class HealthExClient:
         # Before it is sent: nothing may fail between an accepted update and its caller.
         organization_id = self.organization_id
         answer = self._ask(call, stop, around)
-        _compare_clocks(answer)
         document = parse_json(answer.body)
         update = PatientUpdate.from_answer(
             document,
@@ -217,7 +222,7 @@ class HealthExClient:
         if update is None:
             message = harmless(document.get("message")) if isinstance(document, dict) else None
             said = clean(message or "nothing readable", self._known_secrets())
-            raise unreadable(call, answer, f"with neither of the two documented messages: {said}")
+            raise unreadable(call, answer, f"the answer has neither of the two documented messages: {said}")
         return update
 
     def add_patients(
@@ -239,6 +244,7 @@ class HealthExClient:
         call = Call(
             "POST",
             "/v1/projects/{projectId}/patients",
+            subject="Adding patients",
             ids={"projectId": identifier("project_id", project_id)},
             repeat=Repeat.SAFE,
             body=json_body({"patients": rows, **flag("suppressNotifications", suppress_notifications)}),
@@ -250,7 +256,7 @@ class HealthExClient:
             parse_json(answer.body), secrets=self._known_secrets(), personal=personal
         )
         if result is None:
-            raise unreadable(call, answer, "not with a JSON object; adding patients is safe to repeat")
+            raise unreadable(call, answer, "the answer is no JSON object, and it is safe to retry")
         return result
 
     def list_consented_patients(self, project_id: str) -> list[ConsentedPatient]:
@@ -262,6 +268,7 @@ class HealthExClient:
         call = Call(
             "POST",
             "/v1/consents",
+            subject="Listing consented patients",
             ids={"projectId": identifier("project_id", project_id)},
             repeat=Repeat.SAFE,
             body=json_body({"consentTypes": [CONSENT_TYPE], "studyId": project_id}),
@@ -270,11 +277,11 @@ class HealthExClient:
         answer = self._ask(call)
         rows = parse_json(answer.body)
         if not isinstance(rows, list):
-            raise unreadable(call, answer, "not with a JSON array")
+            raise unreadable(call, answer, "the answer is no JSON array")
         patients, left_out = consented_patients(rows, project_id)
         if left_out:
             log.warning(
-                "Left out %d patients of project %s: their ids are not made of A-Z a-z 0-9 _ . : -",
+                "%d of the consented patients left out: their ids are not made of A-Z a-z 0-9 _ . : - (project %r)",
                 left_out,
                 project_id,
             )
@@ -292,6 +299,7 @@ class HealthExClient:
         call = Call(
             "POST",
             "/v1/projects/{projectId}/link",
+            subject="Creating a patient's link",
             ids={"projectId": identifier("project_id", project_id)},
             repeat=Repeat.SAFE,
             body=json_body({"externalId": text("external_id", external_id)}),
@@ -301,7 +309,7 @@ class HealthExClient:
         answer = self._ask(call)
         link = _link(answer.body)
         if link is None:
-            raise unreadable(call, answer, "not with a link")
+            raise unreadable(call, answer, "the answer is no link")
         self._on_secret(link)
         return link
 
@@ -317,6 +325,7 @@ class HealthExClient:
         call = Call(
             "GET",
             "/v1/usage/summary",
+            subject="Usage summary",
             query={"startDate": _iso("start", start), "endDate": _iso("end", end)},
             hint={403: "The token must belong to an ORG_ADMIN."},
         )
@@ -324,13 +333,15 @@ class HealthExClient:
 
     def capability_statement(self) -> dict[str, Any]:
         """Return the FHIR server's CapabilityStatement: a cheap test of host and token that touches no patient."""
-        return self._object(Call("GET", "/FHIR/R4/metadata", limit=LONG, hint={404: "Check the host."}))
+        return self._object(
+            Call("GET", "/FHIR/R4/metadata", subject="Capability statement", limit=LONG, hint={404: "Check the host."})
+        )
 
     def _object(self, call: Call) -> dict[str, Any]:
         answer = self._ask(call)
         document = parse_json(answer.body)
         if not isinstance(document, dict):
-            raise unreadable(call, answer, "not with a JSON object")
+            raise unreadable(call, answer, "the answer is no JSON object")
         return document
 
     def _ask(self, call: Call, stop: threading.Event | None = None, around: Around | None = None) -> Answer:
@@ -356,8 +367,8 @@ class HealthExClient:
         return self._repeated(call, attempt, stop)
 
     def _repeated(self, call: Call, attempt: Callable[[], Answer | Failure], stop: threading.Event) -> Answer:
-        stopped = Failure(HealthExConnectionError(f"{call}: not sent, since the task was told to stop."))
-        outcome = repeated(attempt, stop, stopped, self._pacer.hold)
+        stopped = Failure(HealthExConnectionError(f"{call.subject} not sent: it was cancelled. It is safe to retry."))
+        outcome = repeated(attempt, stop, stopped, self._pacer.hold, self._tries)
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome
@@ -367,10 +378,31 @@ class HealthExClient:
     ) -> Answer | Failure:
         def send() -> Answer | Failure:
             outcome = self._transport.send(call, token)
+            if call.repeat is Repeat.BILLED and isinstance(outcome, Answer):
+                self._compare_clocks(outcome)
             return judge(call, outcome, self._settings.base_url, self._known_secrets())
 
         self._pacer.wait(self._settings.requests_per_second, stop)
         return around(send) if around else send()
+
+    def _compare_clocks(self, answer: Answer) -> None:
+        """Warn once of a clock that is wrong: a cohort has thousands of answers."""
+        ahead = skew(answer.date, answer.began, answer.seconds)
+        if abs(ahead) <= TOLERATED_SKEW or self._clocks_differ:
+            return
+        self._clocks_differ = True
+        if abs(ahead) < UNBELIEVABLE_SKEW:
+            log.warning(
+                "HealthEx's clock is %+.0f s from this machine's. requested_at follows HealthEx's: check this "
+                "machine's clock.",
+                ahead.total_seconds(),
+            )
+        else:
+            log.warning(
+                "The Date of HealthEx's answer is %+.1f days from this machine's clock, and is ignored: requested_at "
+                "follows this machine's clock. Check it.",
+                ahead.total_seconds() / 86_400,
+            )
 
     def _token(self) -> str:
         credentials = self._settings.credentials
@@ -387,6 +419,7 @@ class HealthExClient:
         call = Call(
             "POST",
             "/v1/auth/token",
+            subject="Token request",
             body=json_body({"apiKey": credentials.key, "apiSecret": credentials.secret}),
             private=(credentials.secret,),
             hint=dict.fromkeys((400, 401, 403), "Check the API key and its secret."),
@@ -402,7 +435,7 @@ class HealthExClient:
             if token is not None:
                 self._announce(token.token)
                 return token
-            refusal = f"{call}: HealthEx answered {answer.status} without a token. Check the host."
+            refusal = f"{call.subject} failed (HTTP {answer.status}): the answer has no token. Check the host. ({call})"
         raise HealthExTokenError(refusal)
 
     def _announce(self, token: str) -> None:
@@ -418,16 +451,6 @@ class HealthExClient:
 
 def _is_unauthorized(outcome: Answer | Failure) -> bool:
     return isinstance(outcome, Failure) and isinstance(outcome.error, HealthExAuthenticationError)
-
-
-def _compare_clocks(answer: Answer) -> None:
-    ahead = skew(answer.date, answer.began, answer.seconds)
-    if abs(ahead) > TOLERATED_SKEW:
-        log.warning(
-            "HealthEx's clock is %+.0f s from this machine's. The baseline of arrival follows HealthEx's: "
-            "check this machine's clock.",
-            ahead.total_seconds(),
-        )
 
 
 def _patients(patients: object) -> list[dict[str, Any]]:

@@ -41,6 +41,7 @@ class Call:
 
     :param method: ``GET`` or ``POST``.
     :param template: the path as the API's pages write it; all of it that errors and logs show.
+    :param subject: the call as an error's first words: ``Update of patient '17d4'``.
     :param ids: opaque ids of HealthEx, shown in errors: what the template's variables stand for.
     :param repeat: what repeating it does.
     :param query: shown nowhere.
@@ -48,11 +49,13 @@ class Call:
     :param private: values of the body that the service's own text mustn't repeat either.
     :param accept: media types.
     :param limit: bytes that are read of the answer.
+    :param verdicts: an error's first words where the subject doesn't fit, by status.
     :param hint: what to do about an error, by status.
     """
 
     method: str
     template: str
+    subject: str = "The request"
     ids: Mapping[str, str] = field(default_factory=dict, hash=False)
     repeat: Repeat = Repeat.FREE
     query: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
@@ -60,6 +63,7 @@ class Call:
     private: tuple[str, ...] = field(default=(), repr=False)
     accept: str = "application/json"
     limit: int = SHORT
+    verdicts: Mapping[int, str] = field(default_factory=dict, repr=False, hash=False)
     hint: Mapping[int, str] = field(default_factory=dict, repr=False, hash=False)
 
     @property
@@ -71,8 +75,8 @@ class Call:
         return f"{path}?{urlencode(self.query)}" if self.query else path
 
     def __str__(self) -> str:
-        ids = ", ".join(f"{name} {value}" for name, value in self.ids.items())
-        return f"{self.method} {self.template}" + (f" ({ids})" if ids else "")
+        ids = ", ".join(f"{name} {value!r}" for name, value in self.ids.items())
+        return f"{self.method} {self.template}" + (f", {ids}" if ids else "")
 
 
 def text(name: str, value: object, *, shown: bool = False) -> str:

@@ -313,8 +313,11 @@ class TestDurable:
         def secrets_backend_is_away(*args):
             raise RuntimeError("away")
 
-        monkeypatch.setattr(type(task.hook), "get_connection", secrets_backend_is_away)
-        with pytest.raises(RuntimeError):
+        monkeypatch.setattr("airflow_provider_healthex.hooks.connection.DELAYS", ())
+        monkeypatch.setattr(
+            "airflow_provider_healthex.hooks.connection.BaseHook.get_connection", secrets_backend_is_away
+        )
+        with pytest.raises(HealthExConnectionError, match="look-up of connection"):
             run(task, store)
         assert store.values == {}
 

@@ -57,7 +57,7 @@ def test_there_is_a_last_look_at_the_deadline(bucket):
     ("changes", "message"),
     [
         ({"bucket_name": "no-such-bucket"}, "triggerer listing bucket 'no-such-bucket'"),
-        ({"aws": {"aws_conn_id": "nowhere"}}, "AirflowNotFoundException; create the connection"),
+        ({"aws": {"aws_conn_id": "nowhere"}}, "'nowhere': create the connection"),
     ],
 )
 def test_what_is_refused_for_good_is_an_event_and_no_exception(bucket, changes, message):

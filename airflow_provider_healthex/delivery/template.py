@@ -242,6 +242,33 @@ def variables(path: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.name for part in parse_template(path) if isinstance(part, Variable)))
 
 
+def surroundings(path: str, *, wildcard: bool = False) -> tuple[str, str, str]:
+    """
+    Return the path's first variable, and the literals beside it.
+
+    What lies between a literal and a ``*`` is not beside it: it is as far as the literal goes.
+    """
+    parts = _parse(path, wildcard)
+    position, variable = next((i, part) for i, part in enumerate(parts) if isinstance(part, Variable))
+    before = parts[position - 1] if position else ""
+    after = parts[position + 1] if position + 1 < len(parts) else ""
+    assert isinstance(before, str)
+    assert isinstance(after, str)
+    if wildcard:
+        before, after = re.split(r"[*?\[\]]", before)[-1], _literal(after)
+    return variable.name, before, after
+
+
+def first_unclear_separator(path: str) -> str | None:
+    """Return the first literal between two variables that an id may contain as well, or None."""
+    parts = parse_template(path)
+    for before, literal, after in zip(parts, parts[1:], parts[2:], strict=False):
+        between = isinstance(before, Variable) and isinstance(after, Variable)
+        if between and isinstance(literal, str) and "/" not in literal:
+            return literal
+    return None
+
+
 def names_patient(path: str) -> bool:
     """Whether the path has a variable that tells one patient from another."""
     return any(isinstance(part, Variable) and part.name in _PATIENT_VARIABLES for part in parse_template(path))

@@ -56,8 +56,8 @@ def test_there_is_a_last_look_at_the_deadline(bucket):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bucket_name": "no-such-bucket"}, "triggerer listing bucket 'no-such-bucket'"),
-        ({"aws": {"aws_conn_id": "nowhere"}}, "AirflowNotFoundException; create the connection"),
+        ({"bucket_name": "no-such-bucket"}, "NoSuchBucket to the triggerer (ListObjectsV2, bucket 'no-such-bucket'"),
+        ({"aws": {"aws_conn_id": "nowhere"}}, "aws_conn_id 'nowhere'): create the connection"),
     ],
 )
 def test_what_is_refused_for_good_is_an_event_and_no_exception(bucket, changes, message):

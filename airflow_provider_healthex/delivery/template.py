@@ -101,7 +101,6 @@ def refuse_foreign_syntax(path: str) -> None:
         )
 
 
-@lru_cache(maxsize=256)
 def parse_template(path: str) -> tuple[str | Variable, ...]:
     """
     Split a path into literal text and variables.
@@ -113,6 +112,11 @@ def parse_template(path: str) -> tuple[str | Variable, ...]:
         raise HealthExConfigurationError(
             f"The delivery path is {path!r}; give the key, the prefix ending in '/', or the glob to wait for."
         )
+    return _parse_text(path)
+
+
+@lru_cache(maxsize=256)
+def _parse_text(path: str) -> tuple[str | Variable, ...]:
     refuse_foreign_syntax(path)
     parts = tuple(_parts(path))
     for position, part in enumerate(parts):

@@ -212,6 +212,11 @@ class _Bucket:
         """The name, as results have it."""
         return self.name
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"bucket {self.name!r}"
+
     def uri(self, key: str) -> str:
         """Return an object's URI."""
         return f"s3://{self.name}/{key}"

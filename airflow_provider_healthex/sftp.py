@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
 
-from airflow_provider_healthex.delivery.arrival import Arrived, Waiting
+from airflow_provider_healthex.delivery.arrival import Waiting
 from airflow_provider_healthex.delivery.tree import (
     Entry,
     Folder,
@@ -34,8 +34,7 @@ except ModuleNotFoundError as error:
         f"Waiting on an SFTP server needs {error.name}: pip install 'airflow-provider-healthex[sftp]'", name=error.name
     ) from error
 
-if TYPE_CHECKING:
-    from airflow_provider_healthex.delivery.tree import TreeLook
+T = TypeVar("T")
 
 WORKER, TRIGGERER = "worker", "triggerer"
 LISTING, WRITING = "listing", "writing to"
@@ -123,6 +122,11 @@ class SftpServer:
 
     bucket: ClassVar[str | None] = None
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"the SFTP server of {self.sftp_conn_id!r}"
+
     def uri(self, key: str) -> str:
         """Return a path's URI, absolute; after the first look."""
         return self._origin + (key if key.startswith("/") else f"{self._home.rstrip('/')}/{key}")
@@ -131,7 +135,7 @@ class SftpServer:
         """Return what a trigger needs to look here."""
         return {"sftp_conn_id": self.sftp_conn_id}
 
-    def look(self, steps: TreeLook) -> Arrived | Waiting:
+    def look(self, steps: Generator[Request, Any, T]) -> T | Waiting:
         """
         Take the steps of a look and return its verdict.
 
@@ -140,7 +144,7 @@ class SftpServer:
         """
         return asyncio.run(self.look_async(steps))
 
-    async def look_async(self, steps: TreeLook) -> Arrived | Waiting:
+    async def look_async(self, steps: Generator[Request, Any, T]) -> T | Waiting:
         """Do what :meth:`look` does."""
         try:
             async with _within(LONGEST_LOOK), self._open() as sftp:
@@ -203,7 +207,7 @@ class SftpServer:
         except (ValueError, OverflowError, TypeError) as error:
             raise _Unusable from error
 
-    async def _drive(self, steps: TreeLook, sftp: asyncssh.SFTPClient) -> Arrived | Waiting:
+    async def _drive(self, steps: Generator[Request, Any, T], sftp: asyncssh.SFTPClient) -> T:
         try:
             answer: Any = None
             while True:
@@ -218,8 +222,7 @@ class SftpServer:
                         answer = await _ask(sftp, request)
         except StopIteration as end:
             self.listed = True
-            verdict: Arrived | Waiting = end.value
-            return verdict
+            return cast("T", end.value)
 
     def _judge(self, error: Exception, doing: str) -> Waiting:
         """

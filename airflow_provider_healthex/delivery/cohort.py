@@ -152,7 +152,9 @@ class CohortWait:
             settled = self._judge(one, now)
             if settled:
                 self.settled[index] = settled
-        return AllSettled() if len(self.settled) == len(self.targets) else Waiting(self._reason(seen))
+        if len(self.settled) == len(self.targets):
+            return AllSettled()
+        return Waiting(self._reason(seen), () if seen or self.settled else (0,))
 
     def collect(
         self, indices: Iterable[int], sink: Callable[[int, Iterator[StoredObject]], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import threading
 from collections.abc import Awaitable, Callable
@@ -41,6 +42,18 @@ WRITE_LIMIT = 600.0
 #: Seconds for a client to close.
 CLOSE_LIMIT = 5.0
 
+
+class _WithoutUrl(logging.Filter):
+    """Takes the URL, whose query names patients, out of urllib3's warning about headers that can't be parsed."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Shorten the one text and keep every record."""
+        if str(record.msg).startswith("Failed to parse headers"):
+            record.msg, record.args, record.exc_info = "Failed to parse the headers of an HTTP response", (), None
+        return True
+
+
+logging.getLogger("urllib3.connection").addFilter(_WithoutUrl())
 
 #: An access point's name has a "/" of its own, of whose sides neither is a bucket.
 _ARN_IN_URL = re.compile(r"arn:[^/]*?:(?:outpost[/:][^/:]+[/:])?accesspoint[/:][^/]+")

@@ -28,6 +28,7 @@ class Answer:
     status: int = 200
     date: str | None = NOW
     claimed: int = 0  # bytes announced beyond the body's, which never come
+    broken_header: bytes = b""
 
     def send(self, handler: BaseHTTPRequestHandler, closing: threading.Event) -> None:
         body = b"" if handler.command == "HEAD" else self.body.encode()
@@ -38,6 +39,8 @@ class Answer:
         handler.send_header("Content-Type", "application/xml")
         handler.send_header("Content-Length", str(len(body) + self.claimed))
         handler.send_header("Connection", "close")
+        handler.flush_headers()
+        handler.wfile.write(self.broken_header)
         handler.end_headers()
         handler.wfile.write(body)
 
@@ -138,6 +141,7 @@ DRIPPING = Stuck(b"5\r\n<?xml\r\n", drips=True)
 GARBAGE = Answer("this is no XML <<<")
 CUT_XML = Answer(EMPTY.body[:-30])
 CUT_OFF = Answer(EMPTY.body[:-30], claimed=30)
+BROKEN_HEADER = Answer(EMPTY.body, broken_header=b"this is no header\r\n")
 ERROR_WITH_200 = Answer(refusal(200, "InternalError").body)
 ROLE_DENIED = Answer(
     "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>No.</Message></Error></ErrorResponse>",

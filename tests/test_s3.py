@@ -538,7 +538,9 @@ class TestCredentials:
 class TestExternalIds:
     """The path names them, and botocore's texts quote the URL, which has the path."""
 
-    @pytest.mark.parametrize("answer", [s3.ACCESS_DENIED, s3.NO_SUCH_BUCKET, s3.RESET, s3.GARBAGE, s3.CUT_OFF], ids=str)
+    @pytest.mark.parametrize(
+        "answer", [s3.ACCESS_DENIED, s3.NO_SUCH_BUCKET, s3.RESET, s3.GARBAGE, s3.CUT_OFF, s3.BROKEN_HEADER], ids=str
+    )
     def test_no_error_and_no_cause_of_it_has_one(self, opened, faulty, answer, caplog):
         caplog.set_level(logging.INFO)
         faulty.script([answer] * 9)

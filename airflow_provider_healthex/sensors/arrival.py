@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, cast
 
@@ -45,6 +46,10 @@ class Storage(Protocol):
     def bucket(self) -> str | None:
         """The bucket's name, where it is one."""
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+
     def uri(self, key: str) -> str:
         """Return a key's URI."""
 
@@ -71,6 +76,13 @@ class Wait(Protocol):
 
     def look(self) -> Any:
         """Return the steps of one look; they end with a :class:`Waiting`, or else with what arrived."""
+
+    def hint(self, unmatched: int) -> Any:
+        """Return the steps that find out why nothing matches a path, by its position: a text or None; or None."""
+
+    @property
+    def place(self) -> str:
+        """Where it looks, for messages."""
 
     def trigger_arguments(self) -> dict[str, Any]:
         """Return what its trigger needs of it."""
@@ -101,6 +113,7 @@ class ArrivalSensor(BaseSensorOperator):
         self.quiet_period = at_least("quiet_period", quiet_period, 0, " seconds")
         self.clock_skew = at_least("clock_skew", clock_skew, 0, " seconds")
         self._delivery: Any = None  # a Wait
+        self._first = False
         self._deadline: float | None = None
         self._last_seen = "nothing"
 
@@ -152,9 +165,22 @@ class ArrivalSensor(BaseSensorOperator):
         if not isinstance(verdict, Waiting):
             return PokeReturnValue(True, self._conclude(verdict, context))
         self._last_seen = verdict.reason
+        self._compare(delivery, verdict)
         left = self._deadline - time.time() if self._deadline else None
         self.log.info(waiting_line(delivery.name, verdict.reason, left))
         return PokeReturnValue(False)
+
+    def _compare(self, delivery: Wait, verdict: Waiting) -> None:
+        """At the first poke, say why nothing matches a path: a typing error would otherwise wait until the timeout."""
+        if not self._first:
+            return
+        self._first = False
+        for position in verdict.unmatched:
+            steps, hint = delivery.hint(position), None
+            with suppress(HealthExConfigurationError):  # it is no reason to fail that a hint can't be had
+                hint = delivery.storage.look(steps) if steps is not None else None
+            if isinstance(hint, str):
+                self.log.warning(hint)
 
     def execute_complete(
         self, context: Context, event: dict[str, Any] | None = None, deadline: float | None = None
@@ -192,6 +218,7 @@ class ArrivalSensor(BaseSensorOperator):
         rescheduled = _first_reschedule(context) if self.reschedule else None
         started = rescheduled.timestamp() if rescheduled else time.time()
         self._deadline = started + self.timeout
+        self._first = rescheduled is None
         # Whether an earlier poke of a rescheduled sensor had listed isn't known: it was another process's.
         self._delivery = self._resolve()
         return started
@@ -215,7 +242,8 @@ class ArrivalSensor(BaseSensorOperator):
         raise AssertionError("defer() always raises")
 
     def _time_out(self, reason: str) -> NoReturn:
-        message = f"No delivery within {self.timeout:g} s. Last seen: {reason}"
+        place = f" in {self._delivery.place}" if self._delivery is not None else ""
+        message = f"No delivery within {self.timeout:g} s{place}. Last seen: {reason}"
         if self.soft_fail:
             raise AirflowSkipException(message)
         raise AirflowSensorTimeout(message)

@@ -9,8 +9,8 @@ from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor
 
 from airflow_provider_healthex.delivery import Target
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
-from airflow_provider_healthex.s3 import AwsAccess, Bucket
-from airflow_provider_healthex.sensors.arrival import ArrivalSensor, refuse_pasted_templates
+from airflow_provider_healthex.s3 import REQUEST_LIMIT, AwsAccess, Bucket, check_bucket_name, split_url
+from airflow_provider_healthex.sensors.arrival import DEFERRAL_GRACE, ArrivalSensor, refuse_pasted_templates
 
 _BY_TIME = "arrival is decided by the objects' times; use min_objects, marker or quiet_period"
 
@@ -24,6 +24,9 @@ class BucketArrivalSensor(ArrivalSensor, S3KeySensor):
         "use_regex": _BY_TIME,
         "metadata_keys": _BY_TIME,
     }
+
+    # For a request that begins before the deadline and one of the last poke, at a server that hangs.
+    deferral_grace = DEFERRAL_GRACE + 2 * REQUEST_LIMIT
 
     def __init__(self, *, bucket_key: str | list[str], **kwargs: Any) -> None:
         super().__init__(bucket_key=bucket_key, **kwargs)
@@ -48,12 +51,12 @@ def bucket_and_paths(bucket_name: str | None, bucket_key: str | Sequence[str]) -
                 raise HealthExConfigurationError(
                     f"bucket_name is {bucket_name!r} and bucket_key is the URL {key!r}; give one of the two."
                 )
-            bucket, _, path = key.removeprefix("s3://").partition("/")
+            bucket, path = split_url(key)
         if not bucket:
             raise HealthExConfigurationError(
                 f"No bucket for {key!r}: give bucket_name=…, or bucket_key as s3://bucket/…"
             )
-        buckets.add(bucket)
+        buckets.add(check_bucket_name(bucket))
         paths.append(path)
     if len(buckets) > 1:
         raise HealthExConfigurationError(

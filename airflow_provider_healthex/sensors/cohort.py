@@ -24,6 +24,7 @@ from airflow_provider_healthex.delivery import (
     Waiting,
     expand,
 )
+from airflow_provider_healthex.delivery.hints import bucket_hint
 from airflow_provider_healthex.delivery.listing import Look
 from airflow_provider_healthex.delivery.manifest import manifest_lines
 from airflow_provider_healthex.delivery.template import names_patient, variables
@@ -315,6 +316,15 @@ class _CohortDelivery:
     def look(self) -> Look[AllSettled | Waiting]:
         """Return the steps of one look."""
         return self.wait.look()
+
+    def hint(self, unmatched: int) -> Look[str | None]:
+        """Return the steps that find out why nothing lies where the patients' paths begin."""
+        return bucket_hint(self.wait.targets[unmatched], self.storage.bucket)
+
+    @property
+    def place(self) -> str:
+        """Where it looks, for messages: the path as its author wrote it, without an id."""
+        return f"{self.storage.title}, {self.wait.expectation.path!r}"
 
     def trigger_arguments(self) -> dict[str, Any]:
         """Return what its trigger needs of it."""

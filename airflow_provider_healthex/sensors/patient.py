@@ -188,6 +188,15 @@ class PatientWait(ABC):
         """Return the steps of one look."""
 
     @abstractmethod
+    def hint(self, unmatched: int) -> Any:
+        """Return the steps that find out why nothing matches a path."""
+
+    @property
+    def place(self) -> str:
+        """Where it looks, for messages: paths as their author wrote them, without an id."""
+        return f"{self.storage.title}, {' and '.join(repr(target.template) for target in self.expectation.targets)}"
+
+    @abstractmethod
     def collect(self, event: Mapping[str, Any]) -> Any:
         """Return the steps of one look at what the triggerer saw."""
 

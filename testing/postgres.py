@@ -99,6 +99,12 @@ def postgres() -> Iterator[Postgres]:
             cluster.stop()
 
 
+def version() -> str:
+    """Return what the installed server calls itself."""
+    shown = subprocess.run([f"{_programs()}/postgres", "--version"], capture_output=True, text=True, check=True)
+    return shown.stdout.split()[2]
+
+
 def free_port() -> int:
     """Return a port that is free now."""
     with socket.socket() as listener:

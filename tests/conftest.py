@@ -36,9 +36,6 @@ import openssh  # noqa: E402
 import pytest  # noqa: E402
 import support  # noqa: E402
 
-pytest_plugins = ["airflow_provider_healthex.sandbox.pytest_plugin"]
-
-
 #: What takes longest goes first, so that no worker begins with it when the others have ended.
 FIRST = ("end_to_end", "sensors", "benchmarks", "example_dags")
 

@@ -60,6 +60,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
+def pytest_report_header() -> str:
+    if openssh.SSHD:
+        return f"SFTP: {openssh.SSHD}"
+    return "SFTP: no sshd here; asyncssh stands in for it, and what is about sshd's own processes is skipped"
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(HOME, ignore_errors=True)
 
@@ -139,7 +145,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def openssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openssh.OpenSsh]:
-    if openssh.SSHD is None:
+    if not openssh.HAS_SERVER:
         pytest.skip(openssh.MISSING)
     server = openssh.OpenSsh(tmp_path_factory.mktemp("openssh"))
     server.start()

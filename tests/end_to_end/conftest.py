@@ -99,7 +99,7 @@ def real_airflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 def sftp_connections(request: pytest.FixtureRequest) -> dict[str, Any]:
-    if openssh.SSHD is None:
+    if not openssh.HAS_SERVER:
         return {}
     return {"sftp_default": json.loads(request.getfixturevalue("openssh_server").connection())}
 

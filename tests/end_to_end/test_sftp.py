@@ -10,7 +10,7 @@ from end_to_end.running import wait_for
 from sensors.places import FOLDER
 from support import utc_now
 
-pytestmark = pytest.mark.skipif(openssh.SSHD is None, reason=openssh.MISSING)
+pytestmark = pytest.mark.skipif(not openssh.HAS_SERVER, reason=openssh.MISSING)
 
 
 def test_the_triggerer_waits_on_a_server_whose_clock_is_hours_behind(real_airflow, begun, openssh_server):

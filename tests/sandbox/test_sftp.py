@@ -22,7 +22,7 @@ import paramiko
 import psutil
 import pytest
 from airflow.providers.sftp.hooks.sftp import SFTPHook, SFTPHookAsync
-from openssh import OpenSsh
+from openssh import OpenSsh, needs_sshd
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox import sftp as sftp_module
@@ -161,6 +161,7 @@ def test_a_file_is_written_beside_the_old_one_and_then_takes_its_place(sftp, cap
     assert json.loads((sftp.served / f"{IN_PROGRESS}.filepart").read_bytes())["resourceType"] == "Bundle"
 
 
+@needs_sshd
 @pytest.mark.parametrize("goes", [True, False])
 def test_a_server_that_goes_or_hangs_costs_one_delivery(on_openssh, sftp, caplog, monkeypatch, goes):
     monkeypatch.setattr(sftp_module, "PATIENCE", 0.5)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from support import MODES, load_dags, run_dag, xcom
+from support import MODES, load_dags, reschedules, run_dag, xcom
 
 from airflow_provider_healthex.sandbox import patients
 
-pytestmark = pytest.mark.usefixtures("airflow_database")
+pytestmark = [pytest.mark.usefixtures("airflow_database"), reschedules]
 
 
 @pytest.fixture(scope="module")

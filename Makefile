@@ -45,7 +45,7 @@ lint: $(INSTALLED)  ## Style, and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-matrix: $(INSTALLED)  ## The suite on the oldest and newest Airflow that are supported
+matrix: $(INSTALLED)  ## The suite on each Airflow and Python that is supported (an hour or more)
 	UV="$(UV)" PYTHON="$(BIN)/python" PARALLEL="$(PARALLEL)" .ci/matrix
 
 bench: $(INSTALLED)  ## Benchmarks, against what one would write otherwise

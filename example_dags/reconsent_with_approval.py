@@ -35,6 +35,7 @@ except (ImportError, AirflowOptionalProviderFeatureException):  # Airflow below 
 # HealthEx takes minutes to about an hour, a patient days. The tests set these accordingly.
 POKE_INTERVAL = float(os.environ.get("HEALTHEX_EXAMPLE_POKE_INTERVAL", 60))
 QUIET_PERIOD = float(os.environ.get("HEALTHEX_EXAMPLE_QUIET_PERIOD", 300))
+TIMEOUT = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_TIMEOUT", 24 * 60 * 60)))
 RESPONSE_TIMEOUT = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_RESPONSE_TIMEOUT", 14 * 24 * 60 * 60)))
 RETRY_DELAY = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_RETRY_DELAY", 5 * 60)))
 
@@ -149,7 +150,7 @@ if HITLBranchOperator is not None:
             aws_conn_id="{{ params.aws_conn_id }}",
             poke_interval=POKE_INTERVAL,
             quiet_period=QUIET_PERIOD,
-            timeout=timedelta(hours=24),
+            timeout=TIMEOUT,
             deferrable=True,
         )
 

@@ -32,6 +32,7 @@ except ImportError:  # without the extra sftp
 # HealthEx takes minutes to about an hour. The sandbox takes seconds, and its demo sets these accordingly.
 POKE_INTERVAL = float(os.environ.get("HEALTHEX_EXAMPLE_POKE_INTERVAL", 60))
 QUIET_PERIOD = float(os.environ.get("HEALTHEX_EXAMPLE_QUIET_PERIOD", 300))
+TIMEOUT = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_TIMEOUT", 6 * 60 * 60)))
 
 if SFTPHook is not None:
 
@@ -70,7 +71,7 @@ if SFTPHook is not None:
             sftp_conn_id="{{ params.sftp_conn_id }}",
             poke_interval=POKE_INTERVAL,
             quiet_period=QUIET_PERIOD,
-            timeout=timedelta(hours=6),
+            timeout=TIMEOUT,
             deferrable=True,
         )
 

@@ -1,12 +1,18 @@
-"""A real OpenSSH server on loopback, with a configuration, keys and a port of its own."""
+"""
+A real OpenSSH server on loopback, with a configuration, keys and a port of its own.
+
+Where ``sshd`` isn't installed, and only root could do that, asyncssh stands in for it: see ``sftp_stand_in``.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -14,14 +20,23 @@ from getpass import getuser
 from pathlib import Path
 from typing import Any
 
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
-MISSING = "no sshd here, so nothing is tested against OpenSSH: install Debian's openssh-server"
+HAS_SERVER = SSHD is not None or importlib.util.find_spec("asyncssh") is not None
+MISSING = "neither sshd nor asyncssh is here: install the extra sftp, or Debian's openssh-server"
+
+needs_sshd = pytest.mark.skipif(
+    SSHD is None, reason="about sshd's own processes, and there is none here: install Debian's openssh-server"
+)
 
 
 @dataclass
 class OpenSsh:
     """
-    ``sshd`` for this user alone, serving one folder by SFTP to whoever holds one key.
+    ``sshd``, or what stands in for it, for this user alone: serves one folder by SFTP to whoever holds one key.
 
     :param folder: for its keys and its log; what it serves is ``folder/served``, where relative paths begin.
     :param denied: SFTP requests that it refuses, as ``internal-sftp -P`` names them. Files' modes would refuse
@@ -36,13 +51,16 @@ class OpenSsh:
     def __post_init__(self) -> None:
         self.served.mkdir(parents=True)
         for name in ("host_key", "client_key", "stranger_key"):
-            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(self.folder / name)]
-            subprocess.run(command, check=True)
+            key = Ed25519PrivateKey.generate()
+            (self.folder / name).touch(mode=0o600)
+            (self.folder / name).write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+            public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+            (self.folder / f"{name}.pub").write_bytes(public + b"\n")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         (self.folder / "authorized_keys").write_text((self.folder / "client_key.pub").read_text())
-        if os.geteuid() == 0:
+        if SSHD and os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd won't start as root without it
         self._configure()
 
@@ -56,9 +74,9 @@ class OpenSsh:
         return " ".join((self.folder / "host_key.pub").read_text().split()[:2])
 
     def start(self) -> None:
-        assert SSHD is not None
-        command = [SSHD, "-D", "-f", str(self.folder / "sshd_config"), "-E", str(self.folder / "sshd.log")]
-        self.process = subprocess.Popen(command)
+        config, log = str(self.folder / "sshd_config"), str(self.folder / "sshd.log")
+        stand_in = [sys.executable, str(Path(__file__).parent / "sftp_stand_in.py"), config, log]
+        self.process = subprocess.Popen([SSHD, "-D", "-f", config, "-E", log] if SSHD else stand_in)
         deadline = time.monotonic() + 20
         while True:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import load_dags, run_dag, xcom
+from support import load_dags, reschedules, run_dag, xcom
 
 from airflow_provider_healthex.sandbox import patients
 
@@ -19,6 +19,7 @@ def states(run):
     return {ti.task_id: ti.state for ti in run.get_task_instances()}
 
 
+@reschedules
 def test_every_mode_waits_for_the_same_delivery(dags, healthex_sandbox):
     run = run_dag(dags.every_mode, healthex_sandbox)
     assert run.state == "success"
@@ -37,6 +38,7 @@ def test_operator_and_sensor_can_be_mapped(dags, healthex_sandbox):
     assert counts[patients.SEVERAL_FILES] > 1
 
 
+@reschedules
 def test_where_nothing_comes_each_mode_times_out_and_soft_fail_skips(dags, healthex_sandbox):
     run = run_dag(dags.nothing_comes, healthex_sandbox)
     ended = states(run)

@@ -25,6 +25,7 @@ from flask import Blueprint, Flask, Response, abort, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 
+from airflow_provider_healthex.sandbox import pages
 from airflow_provider_healthex.sandbox.connections import cut, cut_after_half
 from airflow_provider_healthex.sandbox.control import control
 from airflow_provider_healthex.sandbox.faults import Fault
@@ -55,7 +56,14 @@ def create_app(parts: Service) -> Flask:
     app.register_blueprint(healthex)
     app.register_blueprint(control)
     app.register_error_handler(HTTPException, _envelope)
+    app.after_request(_close_to_other_sites)
     return app
+
+
+def _close_to_other_sites(response: Response) -> Response:
+    for name, value in pages.HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
 
 
 def _envelope(error: Exception) -> Response:
@@ -183,18 +191,16 @@ def link(project_id: str) -> Response:
 def link_page(signed: str) -> Response:
     """Show the page that a patient's link leads to."""
     _linked(signed)
-    return Response(
-        "<h1>The sandbox's patient page</h1><p>Here a patient signs in and consents.</p>"
-        '<form method="post"><button>Sign in and consent</button></form>',
-        content_type="text/html",
-    )
+    body = "<p>Here a patient signs in and consents.</p>"
+    body += '<form method="post"><button>Sign in and consent</button></form>'
+    return pages.page("The sandbox's patient page", body, form=True)
 
 
 @healthex.post("/link/<signed>", endpoint="follow_link")
 def follow_link(signed: str) -> Response:
     """Let the patient act."""
     service().deliveries.act(_linked(signed))
-    return Response("<p>Thank you. Your data is on its way.</p>", content_type="text/html")
+    return pages.page("Thank you", "<p>Your data is on its way.</p>")
 
 
 @healthex.get("/v1/usage/summary", endpoint="usage")

@@ -179,7 +179,7 @@ def _where(sandbox: Any) -> str:
     if sandbox.delivery == "s3":
         return f"S3             {sandbox.s3_url}   bucket {sandbox.bucket}"
     server = sandbox.sftp_server
-    return f"SFTP           {server.host}:{server.port}   user {server.username}, password {server.password}"
+    return f"SFTP           {server.host}:{server.port}   user {server.username}"
 
 
 def _print_event(event: str, details: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ The sandbox's own API under ``/_sandbox/``: what a test or a demo sets and asks.
 ``DELETE /_sandbox/faults``
     No more faults.
 ``GET /_sandbox/mails``
-    What came to the mailbox: ``[{"recipient", "subject", "text"}]``, patients' links too. Whoever reads a link can
-    act as the patient: nobody's real mailbox would be readable like this.
+    What came to the mailbox: ``[{"recipient", "subject", "text"}]``, patients' links too; for a browser a page with
+    the links to click. Whoever reads a link can act as the patient: no real mailbox would be readable like this.
 ``POST /_sandbox/reset``
     Starts over: nothing was asked or mailed, nothing is on its way, and only the earlier deliveries are there.
 """
@@ -32,6 +32,7 @@ from typing import Any
 
 from flask import Blueprint, Response, abort, jsonify, request
 
+from airflow_provider_healthex.sandbox import pages
 from airflow_provider_healthex.sandbox.service import service
 from airflow_provider_healthex.sandbox.state import Patient
 
@@ -101,8 +102,12 @@ def clear_faults() -> Response:
 
 @control.get("/mails")
 def show_mails() -> Response:
-    """Show what came to the mailbox."""
-    return jsonify([mail.to_dict() for mail in service().mailbox.mails()])
+    """Show what came to the mailbox: a page where HTML is preferred, else JSON."""
+    mails = service().mailbox.mails()
+    is_browser = request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
+    response = pages.mailbox(mails) if is_browser else jsonify([mail.to_dict() for mail in mails])
+    response.vary.add("Accept")
+    return response
 
 
 @control.post("/reset")

@@ -21,8 +21,15 @@ from airflow_provider_healthex.sandbox import patients
 from airflow_provider_healthex.sandbox.airflow import DEFAULT_HOME, AirflowHome
 from airflow_provider_healthex.sandbox.server import Sandbox
 
-#: The sandbox delivers within seconds, so that the example need not wait as for HealthEx.
-QUICK = {"HEALTHEX_EXAMPLE_POKE_INTERVAL": "1", "HEALTHEX_EXAMPLE_QUIET_PERIOD": "2"}
+#: The sandbox delivers within seconds, so the examples need not wait as for HealthEx. The time limits leave a person
+#: time to read a mail and to act.
+QUICK = {
+    "HEALTHEX_EXAMPLE_POKE_INTERVAL": "1",
+    "HEALTHEX_EXAMPLE_QUIET_PERIOD": "2",
+    "HEALTHEX_EXAMPLE_TIMEOUT": "300",
+    "HEALTHEX_EXAMPLE_RESPONSE_TIMEOUT": "300",
+    "HEALTHEX_EXAMPLE_RETRY_DELAY": "10",
+}
 
 #: Which example goes with which delivery.
 DAGS = {"s3": "refresh_patient", "sftp": "refresh_patient_sftp"}
@@ -82,9 +89,10 @@ def _run(dag: str, story: Story, sandbox: Sandbox, home: AirflowHome) -> int:
         ) as process,
     ):  # fmt: skip
         assert process.stdout is not None
-        for line in process.stdout:
-            whole.write(line)
-            story.read(line)
+        with process.stdout:
+            for line in process.stdout:
+                whole.write(line)
+                story.read(line)
         code = process.wait()
     story.conclude(code, sandbox.asked(story.patient_id))
     print(_where_next(dag, log, sandbox.delivery))

@@ -8,14 +8,14 @@ import email.policy
 import logging
 import socket
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from aiosmtpd.smtp import SMTP, Envelope
 
 from airflow_provider_healthex.sandbox.faults import Faults
 from airflow_provider_healthex.sandbox.loop import LoopThread
-from airflow_provider_healthex.sandbox.wsgi import listen, reachable
+from airflow_provider_healthex.sandbox.wsgi import LARGEST, listen, reachable
 
 # It tells every command at INFO: addresses, in whatever log the sandbox's process has.
 logging.getLogger("mail.log").setLevel(logging.WARNING)
@@ -27,15 +27,17 @@ class Mail:
     A mail to one recipient.
 
     :param text: the body, HTML or plain, without blank lines around it.
+    :param is_html: which of the two.
     """
 
     recipient: str
     subject: str
     text: str
+    is_html: bool = False
 
     def to_dict(self) -> dict[str, str]:
         """Return the JSON form."""
-        return asdict(self)
+        return {"recipient": self.recipient, "subject": self.subject, "text": self.text}
 
 
 class Mailbox:
@@ -89,8 +91,10 @@ class Mailbox:
         message = email.message_from_bytes(envelope.content, policy=email.policy.default)
         body = message.get_body(("plain", "html"))
         text = "\n".join(str(body.get_content()).splitlines()).strip() if body else ""
+        subject = str(message["subject"] or "")
+        is_html = body is not None and body.get_content_type() == "text/html"
         with self._lock:
-            self._mails += [Mail(recipient, str(message["subject"] or ""), text) for recipient in envelope.rcpt_tos]
+            self._mails += [Mail(recipient, subject, text, is_html) for recipient in envelope.rcpt_tos]
         return "250 OK"
 
     # --- inside
@@ -101,7 +105,7 @@ class Mailbox:
     def _session(self) -> SMTP:
         # A name of its own: aiosmtpd would look this machine's up, which can take seconds.
         loop = asyncio.get_running_loop()
-        return SMTP(self, hostname="sandbox.example", ident="HealthEx sandbox", loop=loop)
+        return SMTP(self, data_size_limit=LARGEST, hostname="sandbox.example", ident="HealthEx sandbox", loop=loop)
 
     async def _close(self) -> None:
         self._server.close()

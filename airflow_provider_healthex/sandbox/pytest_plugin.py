@@ -1,11 +1,7 @@
 """
 A pytest fixture for people who test their own DAGs: a HealthEx that answers and delivers on this machine.
 
-In ``conftest.py``::
-
-    pytest_plugins = ["airflow_provider_healthex.sandbox.pytest_plugin"]
-
-In a test::
+Pytest finds it by itself wherever this package is installed. In a test::
 
     def test_the_refresh_arrives(healthex_sandbox):
         run = my_dag.test(run_conf={"patient_id": healthex_sandbox.patients.IN_PROGRESS})
@@ -52,7 +48,11 @@ def healthex_sandbox_settings() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def healthex_sandbox_session(healthex_sandbox_settings: dict[str, Any]) -> Iterator[Sandbox]:
     """Run one sandbox for the session."""
-    from airflow_provider_healthex.sandbox.server import Sandbox
+    try:
+        from airflow_provider_healthex.sandbox.server import Sandbox
+    except ModuleNotFoundError as error:
+        install = "pip install 'airflow-provider-healthex[sandbox]'"
+        pytest.fail(f"The fixture healthex_sandbox needs {error.name}: {install}", pytrace=False)
 
     with Sandbox(**healthex_sandbox_settings) as sandbox:
         yield sandbox

@@ -8,6 +8,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from werkzeug.exceptions import NotFound
 
 from airflow_provider_healthex.sandbox.deliveries import StoredFile
 from airflow_provider_healthex.sandbox.wsgi import WsgiServer
@@ -79,13 +80,21 @@ class S3Destination:
         raise RuntimeError("Only the sandbox's own S3 server can make an object old.")
 
 
+#: The largest object that comes in one request, in bytes. Larger ones come in parts.
+LARGEST_OBJECT = 64 * 1024 * 1024
+
+
 class OwnS3(WsgiServer):
     """Moto's S3 in this process. All in one process share the buckets, as moto keeps them in the module."""
 
     def __init__(self, host: str, port: int) -> None:
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
-        super().__init__(DomainDispatcherApplication(create_backend_app), host, port, "healthex-s3")
+        def app_of(service: Any) -> Any:
+            # Moto would serve all of AWS here, and its own control API.
+            return create_backend_app(service) if service == "s3" else NotFound("The sandbox serves S3 alone")
+
+        super().__init__(DomainDispatcherApplication(app_of), host, port, "healthex-s3", largest=LARGEST_OBJECT)
 
     def has(self, bucket: str) -> bool:
         """Whether this process has that bucket already."""

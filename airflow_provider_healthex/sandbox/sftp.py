@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import posixpath
+import secrets
 import shutil
 import socket
 import stat
@@ -34,9 +35,8 @@ if logging.getLogger("asyncssh").level == logging.NOTSET:
 
 T = TypeVar("T")
 
-#: Both are public: the server is for this machine.
+#: Of the sandbox's own server. The password is a new one at each start.
 USERNAME = "sandbox-sftp-user"
-PASSWORD = "sandbox-sftp-password"
 
 #: What a file is called while it is written.
 PARTIAL = ".filepart"
@@ -232,7 +232,7 @@ async def _walk(sftp: asyncssh.SFTPClient, prefix: str) -> AsyncIterator[tuple[s
 
 class OwnSftp:
     """
-    Asyncssh's SFTP server in this process, on a folder and with a host key of its own.
+    Asyncssh's SFTP server in this process, on a folder and with a host key and a password of its own.
 
     :param host: the address to listen on.
     :param port: 0 for a free one.
@@ -246,16 +246,19 @@ class OwnSftp:
             listening.getsockname()[1],
             USERNAME,
             key.export_public_key().decode().strip(),
-            PASSWORD,
+            secrets.token_urlsafe(16),
         )
         self._folder = tempfile.TemporaryDirectory(prefix="healthex-sftp-")
+        # One level down: whatever mode a client gives the served folder, the one above keeps other users out.
+        self._served = Path(self._folder.name) / "served"
+        self._served.mkdir()
         self._connections: set[asyncssh.SSHServerConnection] = set()
         self._thread = LoopThread("healthex-sftp")
         self._acceptor = self._thread.run(self._listen(listening, key))
 
     def clear(self) -> None:
         """Delete all files, whoever put them."""
-        for entry in Path(self._folder.name).iterdir():
+        for entry in self._served.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
@@ -270,9 +273,10 @@ class OwnSftp:
     async def _listen(self, listening: socket.socket, key: asyncssh.SSHKey) -> asyncssh.SSHAcceptor:
         return await asyncssh.listen(
             sock=listening,
-            server_factory=lambda: _Login(self._connections),
+            server_factory=lambda: _Login(self.server, self._connections),
             server_host_keys=[key],
-            sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=os.fsencode(self._folder.name)),
+            sftp_factory=lambda channel: _FilesWithoutLinks(channel, self._served),
+            agent_forwarding=False,
         )
 
     async def _close(self) -> None:
@@ -281,6 +285,45 @@ class OwnSftp:
             connection.abort()
             await connection.wait_closed()
         await self._acceptor.wait_closed()
+
+
+class _FilesWithoutLinks(asyncssh.SFTPServer):
+    """
+    The files of one folder. Nothing outside is reached, because no link is made and none is followed.
+
+    ``chroot`` alone doesn't do that: a relative link that is moved to another folder leads out of it. Checking a
+    path and using it is one step of the event loop, so no other client gets in between.
+
+    :param folder: what is served as ``/``.
+    """
+
+    def __init__(self, channel: asyncssh.SSHServerChannel[bytes], folder: Path) -> None:
+        self._root = os.fsencode(folder.resolve())
+        super().__init__(channel, chroot=self._root)
+
+    def map_path(self, path: bytes) -> bytes:
+        """Return the local path of what a client names; every method of the base class calls this first."""
+        local = super().map_path(path)
+        below = self._root
+        for name in local[len(self._root) :].split(b"/"):
+            below = posixpath.join(below, name)
+            if os.path.islink(below):
+                raise asyncssh.SFTPPermissionDenied("Links are not followed")
+        return local
+
+    def symlink(self, oldpath: bytes, newpath: bytes) -> None:
+        """Refuse a symbolic link."""
+        raise asyncssh.SFTPPermissionDenied("Links can't be made here")
+
+    def link(self, oldpath: bytes, newpath: bytes) -> None:
+        """Refuse a hard link."""
+        raise asyncssh.SFTPPermissionDenied("Links can't be made here")
+
+    def rmdir(self, path: bytes) -> None:
+        """Delete an empty folder, but not the one that is served."""
+        if posixpath.normpath(self.map_path(path)) == self._root:
+            raise asyncssh.SFTPPermissionDenied("The served folder stays")
+        super().rmdir(path)
 
 
 class OwnDestination(SftpDestination):
@@ -308,9 +351,10 @@ class OwnDestination(SftpDestination):
 
 
 class _Login(asyncssh.SSHServer):
-    """Lets in who knows the public password."""
+    """Lets in the account of the server, and nobody else."""
 
-    def __init__(self, connections: set[asyncssh.SSHServerConnection]) -> None:
+    def __init__(self, server: SftpServer, connections: set[asyncssh.SSHServerConnection]) -> None:
+        self._server = server
         self._connections = connections
         self._connection: asyncssh.SSHServerConnection
 
@@ -325,4 +369,5 @@ class _Login(asyncssh.SSHServer):
         return True
 
     def validate_password(self, username: str, password: str) -> bool:
-        return (username, password) == (USERNAME, PASSWORD)
+        expected = (self._server.password or "").encode()
+        return username == self._server.username and secrets.compare_digest(password.encode(), expected)

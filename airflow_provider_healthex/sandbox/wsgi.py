@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import threading
@@ -9,14 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from airflow_provider_healthex.sandbox.guard import Guard
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
+
+
+#: The largest body of a request, and the largest mail, in bytes.
+LARGEST = 10 * 1024 * 1024
+
+
+class _BoundedLines(io.BufferedReader):
+    """Reads no line without an end, such as a chunk's header."""
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return super().readline(65537 if size is None or size < 0 else size)
 
 
 class QuietRequestHandler(WSGIRequestHandler):
     """Writes no line per request, and does not wait forever for one."""
 
     timeout = 60
+
+    def setup(self) -> None:
+        """Prepare to read requests."""
+        super().setup()
+        self.rfile = _BoundedLines(self.rfile.detach())
 
     def log_request(self, code: Any = "-", size: Any = "-") -> None:
         """Say nothing: who asks for what is in the sandbox's state."""
@@ -31,6 +50,7 @@ class WsgiServer:
     :param port: 0 for a free one.
     :param name: of the thread.
     :param handler: of the requests.
+    :param largest: body of a request, in bytes.
     """
 
     def __init__(
@@ -40,10 +60,14 @@ class WsgiServer:
         port: int,
         name: str,
         handler: type[WSGIRequestHandler] = QuietRequestHandler,
+        largest: int = LARGEST,
     ) -> None:
+        guarded = Guard(app, host, largest)
         # Werkzeug ends the process where a port is taken; a socket of our own raises OSError instead.
         with listen(host, port) as listening:
-            self._server = make_server(host, port, app, threaded=True, request_handler=handler, fd=listening.fileno())
+            self._server = make_server(
+                host, port, guarded, threaded=True, request_handler=handler, fd=listening.fileno()
+            )
         self.host = host
         self.port: int = self._server.port
         self._thread = threading.Thread(

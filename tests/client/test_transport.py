@@ -4,6 +4,7 @@ import gzip
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,6 +110,22 @@ def test_the_limit_is_of_what_is_decoded(service: Service, client: HealthExClien
     )
     with pytest.raises(HealthExUpdateAmbiguousError, match="longer than 1 MiB"):
         client.update_patient(PROJECT, PATIENT)
+
+
+def test_a_small_body_that_unpacks_to_a_huge_one_is_not_unpacked_whole(
+    service: Service, client: HealthExClient
+) -> None:
+    """What pyproject.toml asks for at least of urllib3 is for this: older ones unpack all layers but the last."""
+    packed = gzip.compress(gzip.compress(gzip.compress(bytes(100 * MIB))))
+    assert len(packed) < 1000
+    service.answers(Reply(201, packed, {"Content-Encoding": "gzip, gzip, gzip"}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(HealthExUpdateAmbiguousError, match="longer than 1 MiB"):
+            client.update_patient(PROJECT, PATIENT)
+        assert tracemalloc.get_traced_memory()[1] < 20 * MIB
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_huge_error_is_cut(service: Service, client: HealthExClient) -> None:

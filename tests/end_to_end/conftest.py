@@ -18,7 +18,7 @@ from typing import Any
 
 import openssh
 import pytest
-from end_to_end.running import HAS_APPROVAL, HAS_STATE_STORE, HAS_WATCHERS, RunningAirflow, wait_for
+from end_to_end.running import HAS_APPROVAL, HAS_STATE_STORE, HAS_WATCHERS, VERSION, RunningAirflow, wait_for
 from outreach import address_of
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
@@ -58,6 +58,7 @@ def real_airflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
                 "HEALTHEX_EXAMPLE_RETRY_DELAY": "1",
                 "IMPATIENT_RESPONSE_TIMEOUT": "3",
                 "AIRFLOW__API__PORT": str(port),
+                "AIRFLOW__API__WORKERS": "1",  # 3.0 starts 4
                 "AIRFLOW__API__HOST": "127.0.0.1",
                 "AIRFLOW__API__BASE_URL": f"http://localhost:{port}",
                 "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://localhost:{port}/execution/",
@@ -99,7 +100,7 @@ def real_airflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 def sftp_connections(request: pytest.FixtureRequest) -> dict[str, Any]:
-    if openssh.SSHD is None:
+    if not openssh.HAS_SERVER:
         return {}
     return {"sftp_default": json.loads(request.getfixturevalue("openssh_server").connection())}
 
@@ -130,6 +131,8 @@ def wait_until_ready(running: RunningAirflow) -> None:
         "Airflow has parsed the DAGs",
         lambda: needed <= {dag_id for (dag_id,) in running.query("select dag_id from serialized_dag")},
     )
+    if VERSION >= (3, 0):
+        wait_for("the API server answers", running.answers)
     if HAS_STATE_STORE:
         wait_for("the watcher has begun", lambda: running.query("select 1 from asset_state_store"), seconds=60)
     elif HAS_WATCHERS:

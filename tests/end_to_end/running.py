@@ -17,12 +17,11 @@ from typing import Any
 
 import psutil
 import requests
-from airflow import __version__ as airflow_version
+from support import AIRFLOW as VERSION
 
 from airflow_provider_healthex.sandbox import Sandbox
 from airflow_provider_healthex.sandbox.airflow import AirflowHome
 
-VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
 HAS_STATE_STORE = VERSION >= (3, 3)
 HAS_WATCHERS = VERSION >= (3, 0)
 HAS_APPROVAL = VERSION >= (3, 1)
@@ -72,6 +71,13 @@ class RunningAirflow:
         token = requests.get(f"{url}/auth/token", timeout=30).json()["access_token"]
         headers = {"Authorization": f"Bearer {token}"}
         return requests.request(method, f"{url}/api/v2/{path}", json=body or None, headers=headers, timeout=30)
+
+    def answers(self) -> bool:
+        """Whether the API server of Airflow 3 answers yet, and signs tokens."""
+        try:
+            return self.api("GET", "monitor/health").ok
+        except (requests.ConnectionError, KeyError, ValueError):
+            return False
 
     def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with contextlib.closing(

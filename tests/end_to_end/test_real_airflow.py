@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from end_to_end.running import HAS_STATE_STORE
+from end_to_end.running import HAS_STATE_STORE, VERSION
 
 from airflow_provider_healthex.sandbox import patients
 
@@ -31,6 +31,7 @@ def test_the_wait_was_the_triggerers(real_airflow, refreshed):
     assert "Arrived for patient" in log
 
 
+@pytest.mark.skipif(VERSION == (3, 0), reason="Airflow 3.0 fails a task whose process was killed, and retries it never")
 def test_a_task_killed_after_the_answer_asks_once_over_its_retries_and_a_clear_asks_again(real_airflow, begun):
     sandbox = real_airflow.sandbox
     assert real_airflow.wait("killed", seconds=120) == "success"

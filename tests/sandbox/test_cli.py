@@ -63,7 +63,8 @@ def test_serve_by_sftp_runs_until_ctrl_c_and_leaves_nothing(tmp_path):
             "AIRFLOW_CONN_SMTP_DEFAULT",
         ]
         server = json.loads(exported["AIRFLOW_CONN_SFTP_DEFAULT"])
-        assert f"{server['host']}:{server['port']}   user {server['login']}, password {server['password']}" in welcome
+        assert f"{server['host']}:{server['port']}   user {server['login']}\n" in welcome.replace(", path", "\n")
+        assert welcome.count(server["password"]) == 1  # in the connection, and nowhere else
         assert server["extra"]["host_key"].startswith("ssh-ed25519 AAAA")
         healthex = json.loads(exported["AIRFLOW_CONN_HEALTHEX_DEFAULT"])
         requests.post(f"{healthex['host']}/_sandbox/patients/{patients.PARTIAL}/deliver", timeout=10)

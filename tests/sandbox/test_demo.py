@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from airflow.models import DagBag
 
-from airflow_provider_healthex.sandbox import cli, patients
+from airflow_provider_healthex.sandbox import cli, demo, patients
 from airflow_provider_healthex.sandbox.demo import Story
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,6 +40,28 @@ def test_by_sftp_it_tells_the_whole_story(tmp_path):
     ]
     assert re.search(".*".join(steps), done.stdout, re.DOTALL), done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.timeout(300)
+def test_a_patient_for_whom_nothing_is_delivered_ends_visibly(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(demo.QUICK, "HEALTHEX_EXAMPLE_TIMEOUT", "5")
+    arguments = ["--patient", patients.NOTHING_CHANGED, "--airflow-home", str(tmp_path / "airflow")]
+    assert cli.main(["demo", *arguments]) == 1
+    assert "The run did not succeed: " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("example", sorted(file.name for file in (ROOT / "example_dags").glob("*.py")))
+def test_no_example_waits_for_more_than_minutes_on_the_sandbox(example, monkeypatch):
+    for name, value in demo.QUICK.items():
+        monkeypatch.setenv(name, value)
+    bag = DagBag(ROOT / "example_dags" / example)
+    assert not bag.import_errors
+    for dag in bag.dags.values():
+        for task in dag.tasks:
+            limit = getattr(task, "timeout", None) or getattr(task, "response_timeout", None)
+            seconds = limit.total_seconds() if isinstance(limit, timedelta) else limit
+            assert seconds is None or seconds <= 600, (dag.dag_id, task.task_id)
 
 
 def test_ctrl_c_ends_it_and_leaves_nothing(tmp_path, monkeypatch):

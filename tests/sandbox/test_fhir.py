@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from fhir.resources.R4B.bundle import Bundle
 
 from airflow_provider_healthex.sandbox import patients
 from airflow_provider_healthex.sandbox.fhir import TEST_DATA, bundle
@@ -58,10 +59,9 @@ def check_r4(found):
 
 
 def test_a_model_of_fhir_accepts_the_bundles():
-    model = pytest.importorskip("fhir.resources.R4B.bundle", reason="pip install fhir.resources")
     for arguments in [*BUNDLES, (patients.IN_PROGRESS, 2)]:
         found = bundle(*arguments)
-        parsed = model.Bundle.model_validate_json(json.dumps(found))
+        parsed = Bundle.model_validate_json(json.dumps(found))
         assert len(parsed.entry) == len(found["entry"])
 
 

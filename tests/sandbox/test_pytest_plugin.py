@@ -10,7 +10,6 @@ PLUGIN = "airflow_provider_healthex.sandbox.pytest_plugin"
 
 
 def test_the_fixture_connects_and_starts_each_test_afresh(pytester: pytest.Pytester):
-    pytester.makeconftest(f'pytest_plugins = ["{PLUGIN}"]')
     pytester.makepyfile(
         """
         import json, os
@@ -55,13 +54,12 @@ def test_the_fixture_connects_and_starts_each_test_afresh(pytester: pytest.Pytes
 
 def test_the_settings_can_be_overridden(pytester: pytest.Pytester):
     pytester.makeconftest(
-        f"""
+        """
         import pytest
-        pytest_plugins = ["{PLUGIN}"]
 
         @pytest.fixture(scope="session")
         def healthex_sandbox_settings():
-            return {{"path": "healthex/{{orgId}}/{{externalId}}/", "delay": 0.1}}
+            return {"path": "healthex/{orgId}/{externalId}/", "delay": 0.1}
         """
     )
     pytester.makepyfile(
@@ -76,13 +74,12 @@ def test_the_settings_can_be_overridden(pytester: pytest.Pytester):
 
 def test_deliveries_can_come_by_sftp(pytester: pytest.Pytester):
     pytester.makeconftest(
-        f"""
+        """
         import pytest
-        pytest_plugins = ["{PLUGIN}"]
 
         @pytest.fixture(scope="session")
         def healthex_sandbox_settings():
-            return {{"delivery": "sftp", "delay": 0.1}}
+            return {"delivery": "sftp", "delay": 0.1}
         """
     )
     pytester.makepyfile(
@@ -96,3 +93,44 @@ def test_deliveries_can_come_by_sftp(pytester: pytest.Pytester):
         """
     )
     pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_it_is_there_in_a_folder_below_with_a_conftest_of_its_own(pytester: pytest.Pytester):
+    """``pytest_plugins`` may stand in the topmost conftest.py alone: without it there is nothing to put there."""
+    folder = pytester.mkdir("below")
+    (folder / "conftest.py").write_text("X = 1\n")
+    (folder / "test_below.py").write_text("def test_it(healthex_sandbox): assert healthex_sandbox.api_url\n")
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_a_conftest_that_still_names_it_works(pytester: pytest.Pytester):
+    pytester.makeconftest(f'pytest_plugins = ["{PLUGIN}"]')
+    pytester.makepyfile("def test_it(healthex_sandbox): assert healthex_sandbox.api_url")
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_whoever_does_not_use_it_pays_nothing_for_it(pytester: pytest.Pytester):
+    heavy = {"airflow", "asyncssh", "boto3", "cryptography", "flask", "jwt", "moto", "requests"}
+    pytester.makepyfile(
+        f"""
+        import sys
+
+        def test_it(pytestconfig):
+            assert pytestconfig.pluginmanager.has_plugin("{PLUGIN}")
+            assert not {heavy!r} & set(sys.modules)
+        """
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:anyio").assert_outcomes(passed=1)
+
+
+def test_without_the_extra_only_its_use_fails_and_names_it(pytester: pytest.Pytester):
+    pytester.makeconftest("import sys; sys.modules['flask'] = None")
+    pytester.makepyfile(
+        """
+        def test_without(): pass
+        def test_with(healthex_sandbox): pass
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*needs flask: pip install 'airflow-provider-healthex[[]sandbox]'"])

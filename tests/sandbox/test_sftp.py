@@ -15,18 +15,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from getpass import getuser
+from pathlib import Path
 
 import asyncssh
 import paramiko
 import psutil
 import pytest
 from airflow.providers.sftp.hooks.sftp import SFTPHook, SFTPHookAsync
-from openssh import OpenSsh
+from openssh import OpenSsh, needs_sshd
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox import sftp as sftp_module
 from airflow_provider_healthex.sandbox.patients import SCENARIOS
-from airflow_provider_healthex.sandbox.sftp import PASSWORD, USERNAME, SftpServer
+from airflow_provider_healthex.sandbox.sftp import USERNAME, SftpServer
 
 from .conftest import Caller, no_thread_left
 
@@ -44,7 +45,8 @@ def account(server: OpenSsh, *, key: str = "client_key", host_key: str | None = 
 
 
 @pytest.fixture
-def own() -> Iterator[Sandbox]:
+def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with Sandbox(delivery="sftp", delay=0) as sandbox:
         yield sandbox
 
@@ -159,6 +161,7 @@ def test_a_file_is_written_beside_the_old_one_and_then_takes_its_place(sftp, cap
     assert json.loads((sftp.served / f"{IN_PROGRESS}.filepart").read_bytes())["resourceType"] == "Bundle"
 
 
+@needs_sshd
 @pytest.mark.parametrize("goes", [True, False])
 def test_a_server_that_goes_or_hangs_costs_one_delivery(on_openssh, sftp, caplog, monkeypatch, goes):
     monkeypatch.setattr(sftp_module, "PATIENCE", 0.5)
@@ -255,11 +258,136 @@ def test_after_the_end_what_was_put_on_another_server_stays(sftp):
     assert (sftp.served / IN_PROGRESS).exists()
 
 
-def test_its_own_server_wants_the_password(own):
-    assert (own.sftp_server.username, own.sftp_server.password) == (USERNAME, PASSWORD)
-    stranger = dataclasses.replace(own.sftp_server, password="another")
-    with pytest.raises(paramiko.AuthenticationException), logged_in(stranger):
-        pass
+def test_its_own_server_lets_in_its_own_account_alone(own):
+    assert own.sftp_server.username == USERNAME
+    for other in ({"password": "sandbox-sftp-password"}, {"password": ""}, {"username": "root"}):
+        with pytest.raises(paramiko.AuthenticationException), logged_in(dataclasses.replace(own.sftp_server, **other)):
+            pass
+
+
+def test_its_own_server_has_a_new_password_at_each_start():
+    passwords = set()
+    sandbox = Sandbox(delivery="sftp", earlier_deliveries=False)
+    for _ in range(2):
+        with sandbox:
+            passwords.add(sandbox.sftp_server.password)
+            assert sandbox.sftp_connection()["password"] == sandbox.sftp_server.password
+    assert len(passwords) == 2
+    assert min(len(password) for password in passwords) >= 20
+
+
+@pytest.fixture
+def client(own) -> Iterator[paramiko.SFTPClient]:
+    """A client of the sandbox's own server, in a folder ``a/b``."""
+    with logged_in(own.sftp_server) as transport:
+        client = paramiko.SFTPClient.from_transport(transport)
+        client.mkdir("a")
+        client.mkdir("a/b")
+        yield client
+
+
+@pytest.fixture
+def served(own, tmp_path) -> Path:
+    """The folder that the sandbox's own server serves."""
+    (delivered,) = tmp_path.rglob("d/project-demo")
+    return delivered.parent.parent
+
+
+def test_no_link_can_be_made_on_its_own_server(client, served):
+    with pytest.raises(PermissionError):  # inside, until the link is renamed to "/link"
+        client.symlink("../..", "a/b/link")
+    for target in ("/", "/etc/passwd", "a"):
+        with pytest.raises(PermissionError):
+            client.symlink(target, "link")
+    assert sorted(client.listdir()) == ["a", "d"]
+    assert not [path for path in served.rglob("*") if path.is_symlink()]
+
+
+def test_no_hard_link_can_be_made_on_its_own_server(own):
+    async def link() -> None:
+        server = own.sftp_server
+        async with (
+            asyncssh.connect(
+                server.host, server.port, username=server.username, password=server.password, known_hosts=None
+            ) as connection,
+            connection.start_sftp_client() as sftp,
+        ):
+            await sftp.link(IN_PROGRESS, "other.json")
+
+    with pytest.raises(asyncssh.SFTPPermissionDenied):
+        asyncio.run(link())
+
+
+@pytest.fixture
+def outside(served, tmp_path) -> Iterator[Path]:
+    """A folder of the same user, to which links lead that the server did not make; nothing changes in it."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    (served / "link").symlink_to(outside)
+    (served / "secret").symlink_to(outside / "secret")
+    before = outside.stat().st_mtime_ns, (outside / "secret").stat()
+    yield outside
+    assert (outside.stat().st_mtime_ns, (outside / "secret").stat()) == before
+    assert (outside / "secret").read_text() == "secret"
+
+
+@pytest.mark.parametrize("path", ["secret", "link/secret", "a/../link/secret", "link", "link/"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda client, path: client.open(path, "r"),
+        lambda client, path: client.open(path, "w"),
+        lambda client, path: client.open(path, "a"),
+        lambda client, path: client.stat(path),
+        lambda client, path: client.lstat(path),
+        lambda client, path: client.listdir(path),
+        lambda client, path: client.normalize(path),
+        lambda client, path: client.readlink(path),
+        lambda client, path: client.remove(path),
+        lambda client, path: client.rmdir(path),
+        lambda client, path: client.mkdir(path),
+        lambda client, path: client.rename(path, "taken-out"),
+        lambda client, path: client.posix_rename(path, "taken-out"),
+        lambda client, path: client.posix_rename(IN_PROGRESS, path),
+        lambda client, path: client.utime(path, (1, 1)),
+        lambda client, path: client.chmod(path, 0o777),
+        lambda client, path: client.truncate(path, 0),
+    ],
+)
+def test_no_link_is_followed_on_its_own_server(client, outside, use, path):
+    with pytest.raises(PermissionError):
+        use(client, path)
+
+
+def test_nothing_new_is_put_behind_a_link_of_its_own_server(client, outside):
+    for use in (
+        lambda: client.open("link/new", "x"),
+        lambda: client.mkdir("link/new"),
+        lambda: client.rename("a/b", "link/new"),
+        lambda: client.posix_rename(IN_PROGRESS, "link/new"),
+    ):
+        with pytest.raises(PermissionError):
+            use()
+
+
+def test_a_path_cannot_climb_out_of_its_own_server(client, served):
+    with client.open("../../../../climbed", "w") as file:
+        file.write("x")
+    assert (served / "climbed").exists()
+    client.rename("climbed", "/../../moved")
+    assert (served / "moved").exists()
+
+
+def test_the_served_folder_stays_and_what_is_above_stays_closed(own, client, served):
+    client.chmod("/", 0o777)
+    for path in ("/", "", ".", "a/.."):
+        with pytest.raises(OSError):
+            client.rmdir(path)
+    with pytest.raises(OSError):
+        client.rename("/", "/a/root")
+    own.reset()
+    assert stat.S_IMODE(served.parent.stat().st_mode) == 0o700
 
 
 def test_its_own_server_serves_its_own_folder_and_nothing_else(own, tmp_path):

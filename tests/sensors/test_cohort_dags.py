@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from support import MODES, load_dags, run_dag, xcom
+from support import MODES, load_dags, reschedules, run_dag, xcom
 
 from airflow_provider_healthex.sandbox import patients
 
-pytestmark = pytest.mark.usefixtures("airflow_database")
+pytestmark = [pytest.mark.usefixtures("airflow_database"), reschedules]
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,7 @@ def test_every_mode_waits_for_the_same_deliveries(dags, healthex_sandbox):
     assert counts[patients.SEVERAL_FILES] > 1
 
 
+@pytest.mark.timeout(300)
 def test_at_the_deadline_each_mode_takes_enough_for_enough(dags, healthex_sandbox):
     run = run_dag(dags.cohort_one_misses, healthex_sandbox)
     ended = {ti.task_id: ti.state for ti in run.get_task_instances()}

@@ -6,14 +6,13 @@ import threading
 import time
 
 import pytest
-from airflow import __version__ as airflow_version
 from openssh import OpenSsh
 from sensors.places import FOLDER
-from support import MODES, load_dags, utc_now, xcom
+from support import AIRFLOW, load_dags, reschedules, utc_now, xcom
 
 pytest.importorskip("asyncssh", reason="the extra sftp isn't installed")
 
-HAS_STATE_STORE = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
+HAS_STATE_STORE = AIRFLOW >= (3, 3)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def dags(airflow_database):
     return load_dags("dags/sftp_arrival.py").dags
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["poke", pytest.param("reschedule", marks=reschedules), "deferred"])
 def test_each_mode_waits_for_what_is_newer_than_its_first_look(sftp: OpenSsh, dags, mode):
     """By a clock that is hours behind, but where nothing keeps what the first look showed."""
     off = -5 * 3600 if mode != "reschedule" or HAS_STATE_STORE else 0

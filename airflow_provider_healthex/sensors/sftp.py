@@ -12,15 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import PokeReturnValue, conf
 
+from airflow_provider_healthex.delivery import Waiting
 from airflow_provider_healthex.delivery.tree import CONFIRMATION, PARTIAL, TreeLook, Watch, look_at_tree
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
-from airflow_provider_healthex.sensors.arrival import DEFERRAL_GRACE, refuse_pasted_templates
+from airflow_provider_healthex.sensors.arrival import (
+    DEFERRAL_GRACE,
+    RULE_FIELDS,
+    Rule,
+    known,
+    literals,
+    refuse_pasted_templates,
+)
 from airflow_provider_healthex.sensors.patient import PatientArrivalSensor, PatientWait
 from airflow_provider_healthex.sftp import LONGEST_LOOK, SftpServer
 from airflow_provider_healthex.triggers.sftp import HealthExSftpDataArrivalTrigger
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
+
+    from airflow_provider_healthex.delivery.schedule import PokeSchedule
 
 #: Where the task's state store keeps what earlier looks of a wait showed.
 STORE_KEY = "healthex_arrival"
@@ -98,27 +108,28 @@ class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
         "org_id",
         "manifest_path",
         "sftp_conn_id",
+        *RULE_FIELDS,
     )
 
     def __init__(
         self,
         *,
-        path: str | list[str],
+        path: str | list[str] | XComArg,
         update: Any = None,
-        since: str | datetime | None = None,
-        patient_id: str | None = None,
-        project_id: str | None = None,
-        external_id: str | None = None,
-        org_id: str | None = None,
-        min_objects: int = 1,
-        marker: str | None = None,
-        quiet_period: float = 300,
-        clock_skew: float = 60,
+        since: str | datetime | XComArg | None = None,
+        patient_id: str | XComArg | None = None,
+        project_id: str | XComArg | None = None,
+        external_id: str | XComArg | None = None,
+        org_id: str | XComArg | None = None,
+        min_objects: int | str | XComArg = 1,
+        marker: str | XComArg | None = None,
+        quiet_period: timedelta | float | str | XComArg = 300,
+        clock_skew: timedelta | float | str | XComArg = 60,
         on_patient_action: str = "fail",
-        manifest_path: str | None = None,
+        manifest_path: str | XComArg | None = None,
         wildcard_match: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        sftp_conn_id: str = "sftp_default",
+        sftp_conn_id: str | XComArg = "sftp_default",
         poke_interval: timedelta | float = 60,
         timeout: timedelta | float = 6 * 60 * 60,
         **kwargs: Any,
@@ -140,31 +151,46 @@ class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
             **kwargs,
         )
         refuse_pasted_templates(path)
-        self.path = path
-        self.manifest_path = manifest_path
+        self.path: Any = path
+        self.manifest_path: Any = manifest_path
         self.wildcard_match = wildcard_match
         self.deferrable = deferrable
-        self.sftp_conn_id = sftp_conn_id
+        self.sftp_conn_id: Any = sftp_conn_id
+        self._check_arguments()
+
+    def _check_literals(self, rule: Rule) -> None:
+        super()._check_literals(rule)
+        paths = _paths(literals(self.path or [""]), rule.marker)
+        manifest = ("manifest_path", _path("manifest_path", known(self.manifest_path, None)))
+        self._check_paths(rule, paths, self._stand_in_values(), manifest)
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Look once; raises what :meth:`HealthExDataArrivalSensor.poke` does."""
+        """Poke once; raises what :meth:`HealthExDataArrivalSensor.poke` does."""
         found = super().poke(context)
         if not found:
-            delivery: _TreeWait = self._delivery
-            _Memory(context, delivery).keep()
+            self._memory.keep()
         return found
 
-    def _prepare(self, context: Context) -> float:
-        started = super()._prepare(context)
-        _Memory(context, self._delivery).recall()
-        return started
+    def _prepare(self, context: Context, **wait: Any) -> PokeSchedule:
+        schedule = super()._prepare(context, **wait)
+        self._memory = _Memory(context, self._delivery, self.log)
+        return schedule
+
+    def _look(self, steps: Any) -> Any:
+        try:
+            self._memory.recall()
+        except Exception as error:  # without it, this would be taken for the first poke
+            return Waiting(f"Airflow's task state store did not answer ({type(error).__name__})")
+        return super()._look(steps)
+
+    def _conclude_event(self, event: Mapping[str, Any], context: Context) -> dict[str, Any] | None:
+        self._memory.recalled = True  # the event knows more
+        return super()._conclude_event(event, context)
 
     def _resolve(self) -> _TreeWait:
         subject = self._subject()
-        paths = [_path("path", each) for each in ([self.path] if isinstance(self.path, str) else self.path or [""])]
-        for name, value in (*(("path", each) for each in paths), ("marker", self.marker)):
-            _refuse_partial(name, value)
-        expectation = self._expectation(subject, paths, wildcard=self.wildcard_match)
+        paths = _paths([self.path] if isinstance(self.path, str) else self.path or [""], self._rule().marker)
+        expectation = self._expectation(subject, paths)
         path = _path("manifest_path", self.manifest_path) if self.manifest_path else None
         manifest = self._manifest("manifest_path", path, subject, expectation.targets)
         pause = min(CONFIRMATION, self.poke_interval)
@@ -179,12 +205,16 @@ class _TreeWait(PatientWait):
     pause: float
     watch: Watch = field(default_factory=Watch)
 
+    def address(self, path: str) -> str:
+        """Return how messages show a path."""
+        return f"{path!r} on sftp_conn_id={self.storage.sftp_conn_id!r}"
+
     def look(self) -> TreeLook:
-        """Return the steps of one look."""
+        """Return the steps of one poke."""
         return look_at_tree(self.expectation, self.watch, pause=self.pause)
 
     def collect(self, event: Mapping[str, Any]) -> TreeLook:
-        """Return the steps of one look at what the triggerer saw."""
+        """Return the steps of one poke at what the triggerer saw."""
         # Quiet and confirmed as ever: since the triggerer's look, another file may have begun to come.
         self.go_on(event["watch"])
         return self.look()
@@ -200,29 +230,50 @@ class _TreeWait(PatientWait):
 
 
 class _Memory:
-    """What a wait's looks showed, over processes: in the task's state store, and nowhere below Airflow 3.3."""
+    """What a wait's pokes showed, over processes: in the task's state store, and nowhere below Airflow 3.3."""
 
-    def __init__(self, context: Context, delivery: _TreeWait) -> None:
+    def __init__(self, context: Context, delivery: _TreeWait, log: Any) -> None:
         self._store: Any = context.get("task_state_store")
         self._delivery = delivery
+        self._log = log
+        self.recalled = self._store is None
         # A digest: paths name patients. Another request, path or setting is another wait.
         told = json.dumps(delivery.expectation.to_dict(), sort_keys=True)
         self._wait = hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def recall(self) -> None:
-        """Go on with what an earlier process of this wait has kept."""
-        record = self._store.get(STORE_KEY) if self._store is not None else None
+        """Go on with what an earlier process of this wait has kept, once."""
+        if self.recalled:
+            return
+        record = self._store.get(STORE_KEY)
         if isinstance(record, dict) and record.get("wait") == self._wait:
             self._delivery.go_on(record["watch"])
+        self.recalled = True
 
     def keep(self) -> None:
-        """Keep it for the next."""
-        if self._store is not None:
+        """Keep it for the next, if anything is known by now."""
+        if self._store is None or not self.recalled:
+            return
+        try:
             self._store.set(STORE_KEY, {"wait": self._wait, "watch": self._delivery.watch.to_dict()})
+        except Exception as error:
+            self._log.warning(
+                "Airflow's task state store did not take what this poke showed (%s): another process would start "
+                "without it.",
+                type(error).__name__,
+            )
+
+
+def _paths(paths: Any, marker: str | None) -> list[str]:
+    """Return the paths in their shortest spelling, refusing names of half-written files."""
+    short = [_path("path", path) for path in (paths if isinstance(paths, (list, tuple)) else [paths])]
+    for name, value in (*(("path", each) for each in short), ("marker", marker)):
+        _refuse_partial(name, value)
+    return short
 
 
 def _refuse_partial(name: str, value: str | None) -> None:
-    if value and value.lower().endswith(PARTIAL):
+    if isinstance(value, str) and value.lower().endswith(PARTIAL):
         raise HealthExConfigurationError(
             f"{name} is {value!r}, and files of such a name are taken for half-written ones: give the name they get."
         )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_healthex.delivery.schedule import PokeSchedule
 
-#: Where the task's state store keeps what earlier looks of a wait showed.
+#: Where the task's state store keeps what earlier pokes of a wait showed.
 STORE_KEY = "healthex_arrival"
 
 
@@ -41,18 +41,18 @@ class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
     Waits for a delivery newer than the request, on an SFTP server.
 
     It decides as :class:`~airflow_provider_healthex.sensors.healthex.HealthExDataArrivalSensor` does, and means as
-    much: *a delivery since the request that has paused*. It gives the same result. What is otherwise, is so because
-    SFTP doesn't tell the server's clock (docs/sftp.md):
+    much: *a delivery since the request that has settled*. The result is the same. SFTP differs from S3 because it
+    doesn't report the server's clock (docs/sftp.md):
 
-    * A file counts if it was modified between the request and the sensor's first look, or if it is newer than all
-      that was there at that first look, by the server's own clock; that clock may be hours off then.
-    * Quiet is what has not changed between the sensor's looks for ``quiet_period`` seconds, or what was already so
-      old, and ``clock_skew`` more, at its first look.
+    * A file counts if it was modified between the request and the sensor's first poke, or if it is newer than all
+      that was there at that first poke, by the server's own clock; that clock may be hours off then.
+    * Settled is what has not changed between the sensor's pokes for ``quiet_period`` seconds, or what was already so
+      old, and ``clock_skew`` more, at its first poke.
     * Files named ``*.part``, ``*.filepart`` and ``*.tmp`` aren't counted, and an arrival is believed when a second
       listing, up to 5 s later, shows the same. Symbolic links below the path's fixed part aren't followed.
 
-    Poke, reschedule and deferred mode decide alike. What the first look showed is kept in the task's state store
-    (Airflow 3.3 and later). Below, each look in reschedule mode is a first one: there, the server's clock must be
+    Poke, reschedule and deferred mode decide alike. What the first poke showed is kept in the task's state store
+    (Airflow 3.3 and later). Below, each poke in reschedule mode is a first one: there, the server's clock must be
     right to ``clock_skew`` seconds.
 
     :param path: where HealthEx delivers (templated): a string, or a list. May contain ``{orgId}``, ``{projectId}``,
@@ -60,20 +60,21 @@ class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
         everything under it. With ``wildcard_match``: a glob over the whole path, whose ``*`` stands for ``/`` too.
         Otherwise: that file. Without a leading ``/`` it begins at the account's own folder.
     :param update: the operator's output, ``update=refresh.output`` (templated); gives patient, project,
-        organisation and baseline.
-    :param since: the baseline by hand, an ISO string or an aware datetime (templated); before ``update``'s.
-        One of the two is required.
+        organization and ``requested_at``.
+    :param since: the moment of the request by hand, as for S3 (templated); before ``update``'s. One of the two is
+        required.
     :param patient_id: HealthEx's id of the patient (templated); before ``update``'s, like the next two.
     :param project_id: the project (templated).
-    :param org_id: the organisation (templated).
+    :param org_id: the organization (templated).
     :param external_id: the id your side gave the patient (templated).
-    :param min_objects: files that must have come, for a list of paths: for each.
+    :param min_objects: fresh files that are required, for a list of paths: for each (templated).
     :param marker: the name of the file that ends a delivery, or its ending where it begins with a dot; a fresh one
-        is then required instead of ``quiet_period``, and isn't counted. HealthEx documents none.
-    :param quiet_period: seconds since the last change, 300 by default.
-    :param clock_skew: seconds by which the server's clock may be behind HealthEx's, or ahead of ours, 60 by default:
-        what was modified up to so long before the request counts, if it was there at the first look.
-    :param on_patient_action: for an update that needs the patient: ``fail`` (not retried), ``skip``, or ``wait``:
+        is then required instead of ``quiet_period``, and isn't counted (templated). HealthEx documents none.
+    :param quiet_period: seconds, or a timedelta, since the last change; 300 by default (templated).
+    :param clock_skew: seconds, or a timedelta, by which the server's clock may be behind HealthEx's, or ahead of ours;
+        60 by default (templated): what was modified up to so long before the request counts, if it was there at the
+        first poke.
+    :param on_patient_action: for an update that needs patient action: ``fail`` (not retried), ``skip``, or ``wait``:
         HealthEx delivers without a new request when they have acted (official guide).
     :param manifest_path: a file on the server to write a JSON line for each file to (templated); may contain the
         variables. The account needs the right to write it.
@@ -82,8 +83,8 @@ class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
     :param sftp_conn_id: the connection of type SFTP (templated). The server's key is verified, by the connection's
         Extra ``host_key`` or the worker's and triggerer's ``~/.ssh/known_hosts``. It is used by the SFTP provider's
         asynchronous hook in every mode, so that what works on the worker works on the triggerer.
-    :param poke_interval: seconds between two looks, 60 by default.
-    :param timeout: seconds until the task fails, 6 hours by default; there is one last look then. ``soft_fail``
+    :param poke_interval: seconds between two pokes, 60 by default.
+    :param timeout: seconds until the task fails, 6 hours by default; there is one last poke then. ``soft_fail``
         turns this failure into a skip, and no other.
     :returns: as the S3 sensor: ``bucket`` (None), ``prefix``, ``uri`` (``sftp://host:port/…``), ``patient_id``,
         ``project_id``, ``since``, ``keys`` (paths as ``path`` writes them, sorted, at most 1,000),
@@ -93,10 +94,11 @@ class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
     :raises AirflowFailException: from the typed error, for what waiting can't mend: no connection, a login that was
         never let in, a host key that isn't the known one, a path whose first folder isn't there.
     :raises AirflowSensorTimeout: when nothing arrived in time.
+    :raises AirflowTaskTimeout: when ``execution_timeout`` ended the wait.
     """
 
     trigger_class = HealthExSftpDataArrivalTrigger
-    # For a look that begins before the deadline and the last one, at a server that is slow or hangs.
+    # For a poke that begins before the deadline and the last one, at a server that is slow or hangs.
     deferral_grace = DEFERRAL_GRACE + 2 * LONGEST_LOOK
     template_fields: Sequence[str] = (
         "path",

@@ -49,7 +49,7 @@ _BY_KIND = "transient errors are retried in every mode, permanent ones fail the 
 DEFERRAL_GRACE = 60.0
 
 #: Templates of a moment that is another one each time that Airflow renders them.
-_MOVING = re.compile(r"\b(?:ti|task_instance)\s*\.\s*start_date\b|\b(?:utc)?now\b|\btoday\b")
+_MOVING = re.compile(r"\b(?:ti|task_instance)\.(?:start_date|queued_dttm)\b|\b(?:utcnow|now|today)\(")
 
 #: What stands for a value that only a template knows, in checks at parse time.
 STAND_IN = "rendered-later"
@@ -173,6 +173,7 @@ class ArrivalSensor(BaseSensorOperator):
         self._limit = "timeout"  # the argument that the deadline comes from
         self._lines: WaitingLog | None = None
         self._last_poke = "none"
+        self._own_execution_timeout: timedelta | None = None
 
     # At parse time
 
@@ -273,6 +274,17 @@ class ArrivalSensor(BaseSensorOperator):
     def _carried(self) -> dict[str, Any]:
         """Return what a deferred wait hands to its next process, besides its deadline."""
         return {}
+
+    def pre_execute(self, context: Any) -> None:
+        """Leave a resumed task the time to conclude: Airflow 2.11 would fail it first, and not say why."""
+        super().pre_execute(context)
+        ti = context["ti"]
+        if self.execution_timeout is None or hasattr(ti, "get_first_reschedule_date"):
+            return
+        if ti.next_method and ti.start_date:
+            grace = datetime.now(timezone.utc) - ti.start_date + timedelta(seconds=self.deferral_grace)
+            self._own_execution_timeout = self.execution_timeout
+            self.execution_timeout = max(self.execution_timeout, grace)
 
     def execute(self, context: Context) -> Any:
         """Wait, here or on the triggerer."""
@@ -387,8 +399,9 @@ class ArrivalSensor(BaseSensorOperator):
             started = _first_reschedule(context) or now
             try_started = _try_start(context, started)
         ends = {"timeout": started + self.timeout}
-        if self.execution_timeout is not None:
-            ends["execution_timeout"] = try_started + self.execution_timeout.total_seconds()
+        limit = self._own_execution_timeout or self.execution_timeout
+        if limit is not None:
+            ends["execution_timeout"] = try_started + limit.total_seconds()
         self._limit = min(reversed(ends), key=ends.__getitem__)
         if deadline is not None:  # both began when the wait did
             started, ends[self._limit] = deadline - (ends[self._limit] - now), deadline
@@ -440,8 +453,9 @@ class ArrivalSensor(BaseSensorOperator):
         return self._at_timeout(event, context)
 
     def _execution_timeout_message(self, reason: str) -> str:
-        limit = self.execution_timeout.total_seconds() if self.execution_timeout else 0
-        return f"execution_timeout of {limit:g} s exceeded while waiting for {self._place()}; last poke: {reason}"
+        limit = self._own_execution_timeout or self.execution_timeout or timedelta()
+        verdict = f"execution_timeout of {limit.total_seconds():g} s exceeded"
+        return f"{verdict} while waiting for {self._place()}; last poke: {reason}"
 
     def _place(self) -> str:
         return self._delivery.place if self._delivery is not None else "the delivery"

@@ -373,13 +373,19 @@ class TestAMomentThatMoves:
 
     @pytest.mark.parametrize(
         "since",
-        ["{{ ti.start_date }}", "{{ task_instance.start_date }}", "{{ macros.datetime.now(dag.timezone) }}"],
+        [
+            "{{ ti.start_date }}",
+            "{{ task_instance.start_date.isoformat() }}",
+            "{{ ti.queued_dttm }}",
+            "{{ macros.datetime.now(dag.timezone) }}",
+            "{{ (macros.datetime.utcnow() | string) ~ 'Z' }}",
+        ],
     )
     def test_in_reschedule_mode_it_is_refused(self, place: Place, since):
         with pytest.raises(HealthExConfigurationError, match=r"mode='reschedule': the wait would never end"):
             place.sensor("reschedule", since=since)
 
-    @pytest.mark.parametrize("since", ["{{ dag_run.start_date }}", "{{ dag_run.run_after }}", "{{ params.since }}"])
+    @pytest.mark.parametrize("since", ["{{ dag_run.start_date }}", "{{ dag_run.run_after }}", "{{ params.now }}"])
     def test_one_that_stays_is_accepted(self, place: Place, since):
         place.sensor("reschedule", since=since, update=update())
 
@@ -539,6 +545,15 @@ class TestAirflowEndsTheDeferral:
             self.end(waiting, error)
         assert "triggerer" not in str(caught.value)
 
+    def test_airflow_2_11_leaves_time_for_the_last_poke(self, place: Place, error):
+        """There, Airflow itself fails a task that resumes after its limit, unless that has been extended before."""
+        waiting = place.sensor("deferred", execution_timeout=timedelta(seconds=8), timeout=60)
+        begun = utc_now() - timedelta(minutes=5)
+        waiting.pre_execute({"ti": SimpleNamespace(next_method="__fail__", start_date=begun)})
+        assert waiting.execution_timeout > timedelta(minutes=5, seconds=30)
+        with pytest.raises(AirflowTaskTimeout, match="execution_timeout of 8 s exceeded"):
+            self.end(waiting, error)
+
     def test_soft_fail_does_not_hide_a_missing_place(self, place: Place, error):
         waiting = place.sensor("deferred", soft_fail=True, **place.lose({}))
         with pytest.raises(AirflowFailException, match=place.nowhere):
@@ -581,6 +596,20 @@ def raise_first(monkeypatch, storage: type, troubles: list[Exception]) -> None:
         return await look(self, steps)
 
     monkeypatch.setattr(storage, "look", failing_async if inspect.iscoroutinefunction(look) else failing)
+
+
+@pytest.mark.parametrize("mode", MODES)
+class TestNoTimeAtAll:
+    """A timeout of 0 is one poke."""
+
+    def test_what_is_there_has_arrived(self, place: Place, mode):
+        place.put(FOLDER + "a.json")
+        assert run_sensor(place.sensor(mode, timeout=0, poke_interval=0)).result["object_count"] == 1
+
+    def test_else_it_is_a_timeout(self, place: Place, mode, task_log, airflow_database):
+        with pytest.raises(AirflowSensorTimeout, match="No delivery within 0 s"):
+            run_sensor(place.sensor(mode, timeout=0, poke_interval=0))
+        assert len({line for line in task_log().splitlines() if "Waiting: " in line}) <= 2
 
 
 @pytest.mark.parametrize("mode", MODES)

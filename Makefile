@@ -6,6 +6,9 @@ DELIVERY ?= s3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_CRASH := $(VENV)/.installed-crash
+# Of `make crash`: `--short`, or names of scenarios; see `python -m tests.crash --help`.
+CRASH ?= --write
 # Files in parallel: most of a test's time goes into waiting, as it does for whom it tests.
 PARALLEL := -n 3 --no-loadscope-reorder
 # uv from the PATH, or from the package index into the environment itself.
@@ -13,7 +16,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 # Compiled once: where Python may write no byte code, each of Airflow's many processes would take seconds for it.
 INSTALL := $(UV) pip install --quiet --compile-bytecode
 
-.PHONY: demo airflow test lint types build matrix bench clean help
+.PHONY: demo airflow test lint types build matrix bench crash clean help
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -22,6 +25,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x "$(UV)" || $(BIN)/python -m pip install --quiet uv
 	$(INSTALL) --python $(BIN)/python --constraint constraints.txt --editable '.[sandbox,sftp]' --group dev
+	touch $@
+
+$(INSTALLED_CRASH): $(INSTALLED)
+	$(INSTALL) --python $(BIN)/python --constraint constraints.txt --group crash
 	touch $@
 
 demo: $(INSTALLED)  ## Refresh a patient from end to end, on Airflow and the sandbox
@@ -43,6 +50,9 @@ matrix: $(INSTALLED)  ## The suite on the oldest and newest Airflow that are sup
 
 bench: $(INSTALLED)  ## Benchmarks, against what one would write otherwise
 	$(BIN)/python -m benchmarks
+
+crash: $(INSTALLED_CRASH)  ## Kill and starve a whole Airflow, and write docs/crashes.md (15 min; CRASH=--short: 4 min)
+	$(BIN)/python -m tests.crash $(CRASH)
 
 build: $(INSTALLED)  ## Wheel and sdist, and their import in a clean environment
 	UV="$(UV)" PYTHON="$(BIN)/python" .ci/build

@@ -26,19 +26,19 @@ class HealthExConfigurationError(HealthExError, ValueError):
 
 
 class HealthExTokenError(HealthExError):
-    """The stored token has expired or is not valid yet, or the service refused to mint one. Nothing was asked."""
+    """The stored token has expired or is not valid yet, or the token request was refused. No update was requested."""
 
 
 class HealthExConnectionError(HealthExError):
-    """The request never reached the service: repeating it is safe."""
+    """The request never reached the service: it is safe to retry."""
 
 
 class HealthExUpdateAmbiguousError(HealthExError):
     """
-    An update was sent and nobody knows whether HealthEx accepted it: repeating it may bill a second retrieval.
+    An update was sent and nobody knows whether HealthEx accepted it: a second request may bill a second retrieval.
 
     :param status_code: the HTTP status, where one arrived, else None.
-    :param requested_at: the baseline of this try (UTC, whole seconds): data modified since then may be its delivery.
+    :param requested_at: the moment of this try (UTC, whole seconds): data modified since then may be its delivery.
     """
 
     def __init__(self, message: str, *, status_code: int | None = None, requested_at: datetime | None = None) -> None:
@@ -53,7 +53,7 @@ class HealthExApiError(HealthExError):
 
     :param status_code: the HTTP status.
     :param detail: the service's own words: at most 500 characters, without control characters and tokens.
-    :param retry_after: seconds the service asked to wait, or None.
+    :param retry_after: seconds until the service accepts a retry, by its ``Retry-After``, or None.
     """
 
     def __init__(self, message: str, *, status_code: int, detail: str = "", retry_after: float | None = None) -> None:
@@ -89,7 +89,7 @@ class HealthExServerError(HealthExApiError):
 
 class HealthExPatientActionNeeded(HealthExError):
     """
-    The patient must act before HealthEx can refresh the data.
+    HealthEx needs patient action before it can refresh the data.
 
     :param patient_id: HealthEx's id of the patient.
     :param reason: ``patientActionNeededReason`` of the answer, or None.

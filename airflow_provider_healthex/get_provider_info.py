@@ -12,7 +12,7 @@ _INTEGRATION = "HealthEx"
 CONN_FIELDS: dict[str, Any] = {
     "project_id": {
         "label": "Project id",
-        "description": "The project (study) whose patients are asked for, where a task names none.",
+        "description": "The project (study), where a task names none.",
         "schema": {"type": ["string", "null"]},
     },
     "org_id": {
@@ -22,17 +22,17 @@ CONN_FIELDS: dict[str, Any] = {
     },
     "connect_timeout": {
         "label": "Connect timeout",
-        "description": "Seconds until a connection must stand. Empty: 10.",
+        "description": "Seconds for a connection to be made. Empty: 10.",
         "schema": {"type": ["number", "null"], "minimum": 0.1},
     },
     "read_timeout": {
         "label": "Read timeout",
-        "description": "Seconds to wait for an answer. Empty: 120.",
+        "description": "Seconds for a request and its whole answer. Empty: 120.",
         "schema": {"type": ["number", "null"], "minimum": 0.1},
     },
     "requests_per_second": {
         "label": "Requests per second",
-        "description": "The most this connection asks of HealthEx, in each process. Empty: no limit.",
+        "description": "The most requests of each process to HealthEx. Empty: no limit.",
         "schema": {"type": ["number", "null"], "minimum": 0.01},
     },
     "verify": {

@@ -1,34 +1,113 @@
-"""How S3 is asked, by a worker or a triggerer, and which of its refusals pass by themselves."""
+"""How a worker or a triggerer lists S3 and writes to it, and which of its errors are transient."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+import re
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from enum import Enum
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
+from airflow.providers.common.compat.sdk import AirflowException
 from asgiref.sync import sync_to_async
 from botocore import exceptions as boto
+from botocore.handlers import VALID_BUCKET, VALID_S3_ARN
 from botocore.parsers import ResponseParserError
+from botocore.retries.standard import ThrottledRetryableChecker, TransientRetryableChecker
 
 from airflow_provider_healthex.delivery.arrival import Waiting
-from airflow_provider_healthex.exceptions import HealthExConfigurationError
+from airflow_provider_healthex.delivery.listing import IncompleteListing, UnusableListing
+from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError, HealthExError
+from airflow_provider_healthex.hooks.connection import ConnectionNotFound, find_connection
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection
+
     from airflow_provider_healthex.delivery.listing import Look
 
 T = TypeVar("T")
 
-LISTING, WRITING = "listing", "writing to"
-_RIGHTS = {LISTING: "s3:ListBucket", WRITING: "s3:PutObject"}
-
 WORKER = "worker"
 TRIGGERER = "triggerer"
 
-_PASSING_ERRORS = (
+#: Seconds for opening a client, and for one listing with botocore's own retries. botocore's timeouts bound a single
+#: read: an answer that drips, or whose end can't be found, holds it for ever.
+REQUEST_LIMIT = 120.0
+#: Seconds for writing an object.
+WRITE_LIMIT = 600.0
+#: Seconds for a client to close.
+CLOSE_LIMIT = 5.0
+
+
+class _WithoutUrl(logging.Filter):
+    """Takes the URL, whose query names patients, out of urllib3's warning about headers that can't be parsed."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Shorten the one text and keep every record."""
+        if str(record.msg).startswith("Failed to parse headers"):
+            record.msg, record.args, record.exc_info = "Failed to parse the headers of an HTTP response", (), None
+        return True
+
+
+logging.getLogger("urllib3.connection").addFilter(_WithoutUrl())
+
+#: An access point's name has a "/" of its own, of whose sides neither is a bucket.
+_ARN_IN_URL = re.compile(r"arn:[^/]*?:(?:outpost[/:][^/:]+[/:])?accesspoint[/:][^/]+")
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Return the bucket and the key of an ``s3://`` URL; the bucket may be an access point's ARN."""
+    rest = url.removeprefix("s3://")
+    found = _ARN_IN_URL.match(rest)
+    bucket = found.group() if found else rest.partition("/")[0]
+    return bucket, rest[len(bucket) + 1 :]
+
+
+def check_bucket_name(name: str) -> str:
+    """Return a bucket's name, an access point's alias or its ARN, refusing what botocore would."""
+    if not isinstance(name, str) or not (VALID_BUCKET.search(name) or VALID_S3_ARN.search(name)):
+        got = f"a {type(name).__name__}" if not isinstance(name, str) else repr(name)
+        raise HealthExConfigurationError(
+            f"bucket_name must be a bucket's name, or an access point's alias or ARN (got {got})."
+        )
+    return name
+
+
+class _Doing(Enum):
+    """What was being done when an error came."""
+
+    OPENING = "opening a client"
+    LISTING = "ListObjectsV2"
+    DECIDING = "deciding"
+    WRITING = "PutObject"
+
+    @property
+    def operation(self) -> str:
+        """The operation, as AWS names it."""
+        return self.value
+
+    @property
+    def right(self) -> str:
+        """The right that it needs."""
+        return "s3:PutObject" if self is _Doing.WRITING else "s3:ListBucket"
+
+
+class _Unanswered(Exception):
+    """A request took longer than its limit."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+_TRANSIENT_ERRORS = (
     boto.ConnectionError,
     boto.HTTPClientError,
     boto.IncompleteReadError,
@@ -39,42 +118,64 @@ _PASSING_ERRORS = (
     asyncio.TimeoutError,
     OSError,
 )
-_PASSING_CODES = frozenset(
+#: Redirected while a new bucket's name spreads; timed out; in conflict with another operation; too early; throttled.
+_TRANSIENT_STATUSES = frozenset({307, 408, 409, 425, 429})
+#: What botocore itself retries.
+_RETRYABLE_CODES = frozenset(
+    code
+    for checker, name in (
+        (TransientRetryableChecker, "_TRANSIENT_ERROR_CODES"),
+        (ThrottledRetryableChecker, "_THROTTLED_ERROR_CODES"),
+    )
+    for code in getattr(checker, name, ())
+)
+#: Families of codes: throttled, timed out, an outage; a clock that is off, which is set again; credentials that have
+#: expired, as the next client gets others.
+_TRANSIENT_CODES = re.compile(
+    r"throttl|slow_?down|too_?many_?requests|(limit|rate)_?exceeded|time_?out|timed_?out|internal_?(error|failure)|"
+    r"unavailable|server_?(busy|error)|aborted|try_?again|"
+    r"time_?too_?skewed|request_?(expired|in_?the_?future)|"
+    r"expired_?token|token_?expired|token_?refresh_?required",
+    re.IGNORECASE,
+)
+#: Refusals that a role just attached, a token just replaced, or a credential endpoint that is away for a moment cause
+#: as well: they are final only where these credentials have never worked.
+_DENIALS = frozenset(
     {
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "InternalError",
-        "RequestLimitExceeded",
-        "RequestThrottled",
-        "RequestTimeout",
-        "ServiceUnavailable",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequestsException",
+        *("AccessDenied", "AccessDeniedException", "AllAccessDisabled", "InvalidToken", "NoCredentialsError"),
+        *("401", "403", "Forbidden", "Unauthorized"),
     }
 )
-#: Refusals that a role just attached or a credential endpoint that is away for a moment cause as well: they are
-#: final only where these credentials have never worked.
-_DENIALS = frozenset({"AccessDenied", "AccessDeniedException", "AllAccessDisabled", "NoCredentialsError"})
 
 _KEYS = "correct the access key and secret of the connection"
 _REGION = "set the bucket's region as region_name, or in the connection's Extra"
 _CERTIFICATE = "check the endpoint's certificate, verify, and the CA bundle"
 _ADVICE = {
     "NoSuchBucket": "create the bucket, or correct bucket_name",
+    "InvalidBucketName": "correct bucket_name",
     "AccessDenied": "grant {right} on the bucket to these credentials",
     "InvalidAccessKeyId": _KEYS,
     "SignatureDoesNotMatch": _KEYS,
+    "InvalidToken": "renew the session token of the connection (aws_session_token)",
     "PermanentRedirect": _REGION,
     "AuthorizationHeaderMalformed": _REGION,
     "IllegalLocationConstraintException": _REGION,
     "NoCredentialsError": "give it an AWS connection, or credentials in its environment",
-    "AirflowNotFoundException": "create the connection",
     "ParamValidationError": "correct bucket_name",
     "SSLError": _CERTIFICATE,
     "OSError": _CERTIFICATE,
     "FileNotFoundError": _CERTIFICATE,
+}
+#: The operations by which botocore comes by credentials, and whose they are.
+_CREDENTIAL_SERVICES = {
+    "AssumeRole": "STS",
+    "AssumeRoleWithSAML": "STS",
+    "AssumeRoleWithWebIdentity": "STS",
+    "GetCallerIdentity": "STS",
+    "GetFederationToken": "STS",
+    "GetSessionToken": "STS",
+    "GetRoleCredentials": "SSO",
+    "CreateToken": "SSO OIDC",
 }
 
 
@@ -91,18 +192,31 @@ class AwsAccess:
         """
         Return a new hook, with a session of its own.
 
-        :raises AirflowNotFoundException: where the connection doesn't exist. The amazon provider takes boto's own
-            credentials then; so do we for ``aws_default``, which nobody asked for by name.
+        :raises ConnectionNotFound: where the connection doesn't exist. The amazon provider takes boto's own
+            credentials then; so do we for ``aws_default``, which is the default rather than anybody's choice.
+        :raises HealthExConnectionError: where Airflow could not look the connection up.
         """
+        connection = self._connection()
         hook = S3Hook(
             aws_conn_id=self.aws_conn_id,
             region_name=self.region_name,
             verify=self.verify,
             config=self.botocore_config,
         )
-        if self.aws_conn_id not in (None, "", S3Hook.default_conn_name) and hook.conn_config.conn_type is None:
-            raise AirflowNotFoundException(f"The conn_id `{self.aws_conn_id}` isn't defined")
+        if connection is not None:  # not looked up twice: the second time, trouble would pass for "not found"
+            hook.get_connection = lambda conn_id: connection  # type: ignore[method-assign]
         return hook
+
+    def _connection(self) -> Connection | None:
+        if not self.aws_conn_id:
+            return None
+        default = self.aws_conn_id == S3Hook.default_conn_name
+        try:
+            return find_connection(self.aws_conn_id, confirm=not default)
+        except ConnectionNotFound:
+            if default:
+                return None
+            raise
 
 
 @dataclass
@@ -126,6 +240,11 @@ class _Bucket:
         """The name, as results have it."""
         return self.name
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"bucket {self.name!r}"
+
     def uri(self, key: str) -> str:
         """Return an object's URI."""
         return f"s3://{self.name}/{key}"
@@ -134,29 +253,65 @@ class _Bucket:
         """Return what a trigger needs to look here."""
         return {"bucket_name": self.name, "aws": asdict(self.access)}
 
-    @contextmanager
-    def _opening(self) -> Iterator[None]:
-        """Say whose fault it is where botocore can't even make a client of the settings."""
-        try:
-            yield
-        except ValueError as error:
-            raise HealthExConfigurationError(
-                f"The {self.component} can make no S3 client of aws_conn_id={self.access.aws_conn_id!r}: correct its "
-                "settings, such as endpoint_url, which must begin with https:// or http://."
-            ) from error
+    def _judge(self, error: Exception, doing: _Doing) -> Waiting:
+        """
+        Return a transient error as a reason to wait, and raise any other.
 
-    def _judge(self, error: Exception, doing: str = LISTING) -> Waiting:
-        """Return what passes as a reason to wait, and raise what doesn't."""
-        code = _code(error)
-        if _passes(error, code) or (code in _DENIALS and self.listed and doing == LISTING):
-            return Waiting(f"S3 did not answer the {self.component} ({code}), asking again")
-        if code not in _ADVICE and not isinstance(error, (boto.BotoCoreError, boto.ClientError, AirflowException)):
-            raise error
-        advice = _ADVICE.get(code, "see the code in the S3 documentation").format(right=_RIGHTS[doing])
-        raise HealthExConfigurationError(
-            f"S3 refused the {self.component} {doing} bucket {self.name!r} with aws_conn_id="
-            f"{self.access.aws_conn_id!r}: {code}; {advice}."
-        ) from error
+        Not to be called where an exception is handled: botocore's texts quote URLs, which name patients, so that none
+        may become a cause or context of what is raised here.
+        """
+        if isinstance(error, HealthExConnectionError):  # Airflow's trouble, not S3's
+            return Waiting(str(error))
+        if isinstance(error, _Unanswered):
+            return Waiting(f"S3 did not answer the {self.component} within {error.seconds:g} s; {_RETRYING}")
+        if isinstance(error, IncompleteListing):
+            return Waiting(f"S3 returned an incomplete listing to the {self.component} ({error}); {_RETRYING}")
+        code, operation = _code(error), _operation(error, doing)
+        tried = code in _DENIALS and self.listed and doing is not _Doing.WRITING
+        if doing is _Doing.DECIDING or not (tried or _is_transient(error, code)):
+            raise self._permanent(error, doing)
+        service = _CREDENTIAL_SERVICES.get(operation, "S3")
+        if isinstance(error, boto.ClientError):
+            named = "" if operation == doing.operation else f" ({operation})"
+            return Waiting(f"{service} returned {code} to the {self.component}{named}; {_RETRYING}")
+        return Waiting(f"{service} did not answer the {self.component} ({code}); {_RETRYING}")
+
+    def _permanent(self, error: Exception, doing: _Doing) -> Exception:
+        """Return what to raise for a permanent error; an error that is none of S3's is itself."""
+        if isinstance(error, HealthExConfigurationError) and not isinstance(error, UnusableListing):
+            return error
+        code, operation = _code(error), _operation(error, doing)
+        service = _CREDENTIAL_SERVICES.get(operation, "S3")
+        where = f"bucket {self.name!r}, aws_conn_id {self.access.aws_conn_id!r}"
+        advice = _advice(code, service, operation, doing)
+        if isinstance(error, UnusableListing):
+            text = f"S3 returned an unusable listing to the {self.component} ({where}): {error}."
+        elif isinstance(error, boto.ClientError):
+            text = f"{service} returned {code} to the {self.component} ({operation}, {where}): {advice}."
+        elif doing is _Doing.OPENING and isinstance(error, (ValueError, TypeError)):
+            text = (
+                f"The {self.component} can make no S3 client of aws_conn_id {self.access.aws_conn_id!r}: correct its "
+                "settings, such as endpoint_url, which must begin with https:// or http://."
+            )
+        elif isinstance(error, (boto.BotoCoreError, AirflowException)) or code in _ADVICE:
+            text = f"{code} on the {self.component} ({operation}, {where}): {advice}."
+        elif doing in (_Doing.OPENING, _Doing.DECIDING):
+            return error
+        else:
+            text = (
+                f"S3 returned to the {self.component} what can't be read ({operation}, {where}): {code}. Is the "
+                "endpoint an S3 server?"
+            )
+        return HealthExConfigurationError(text)
+
+
+def _advice(code: str, service: str, operation: str, doing: _Doing) -> str:
+    if service == "STS" and code in _DENIALS:
+        return f"let these credentials call sts:{operation} for the role of the connection"
+    return _ADVICE.get(code, f"see the code in the {service} documentation").format(right=doing.right)
+
+
+_RETRYING = "retrying at the next poke"
 
 
 class Bucket(_Bucket):
@@ -166,39 +321,51 @@ class Bucket(_Bucket):
 
     def look(self, steps: Look[T]) -> T | Waiting:
         """
-        Make a look's requests and return its verdict.
+        Make a poke's requests and return its verdict.
 
-        :returns: the verdict, or a :class:`Waiting` where S3's trouble passes; the next look has a new session.
-        :raises HealthExConfigurationError: where S3 refuses for good.
+        :returns: the verdict, or a :class:`Waiting` after a transient error; the next poke has a new session.
+        :raises HealthExConfigurationError: for a permanent error.
         """
+        doing = _Doing.OPENING
         try:
             client = self._client = self._client or self._open()
+            doing = _Doing.DECIDING
             request = next(steps)
             while True:
-                request = steps.send(client.list_objects_v2(Bucket=self.name, **request))
-                self.listed = True
+                doing = _Doing.LISTING
+                page = _within(REQUEST_LIMIT, partial(client.list_objects_v2, Bucket=self.name, **request))
+                self.listed, doing = True, _Doing.DECIDING
+                request = steps.send(page)
         except StopIteration as end:
             self.listed = True
             return cast("T", end.value)
         except Exception as error:
-            self._client = None
-            return self._judge(error)
+            trouble = error
+        self._client = None
+        return self._judge(trouble, doing)
 
     def put(self, key: str, body: bytes | IO[bytes]) -> None:
         """
         Write an object; of a seekable file, only a piece at a time is in memory.
 
-        :raises HealthExConfigurationError: where S3 refuses for good.
+        :raises HealthExConfigurationError: for a permanent error.
+        :raises HealthExError: for a transient one.
         """
+        doing = _Doing.OPENING
         try:
-            self._open().put_object(Bucket=self.name, Key=key, Body=body)
+            client = self._open()
+            doing = _Doing.WRITING
+            _within(WRITE_LIMIT, partial(client.put_object, Bucket=self.name, Key=key, Body=body))
+            return
         except Exception as error:
-            self._judge(error, WRITING)
-            raise
+            trouble = error
+        what = self._judge(trouble, doing).reason.removesuffix(f"; {_RETRYING}")
+        raise HealthExError(
+            f"{what}: the manifest is not written. The delivery is there; a retry of the task writes it."
+        )
 
     def _open(self) -> Any:
-        with self._opening():
-            return self.access.open_hook().get_conn()
+        return self.access.open_hook().get_conn()
 
 
 class AsyncBucket(_Bucket):
@@ -212,28 +379,63 @@ class AsyncBucket(_Bucket):
     async def __aexit__(self, *exc_info: object) -> None:
         client, self._client = self._client, None
         if client is not None:
-            await client.__aexit__(None, None, None)
+            with suppress(Exception):  # it is thrown away, whatever it says
+                await _within_async(CLOSE_LIMIT, client.__aexit__(None, None, None))
 
     async def look(self, steps: Look[T]) -> T | Waiting:
         """Do what :meth:`Bucket.look` does."""
+        doing = _Doing.OPENING
         try:
-            client = self._client = self._client or await self._open()
+            client = self._client = self._client or await _within_async(REQUEST_LIMIT, self._open())
+            doing = _Doing.DECIDING
             request = next(steps)
             while True:
-                request = steps.send(await client.list_objects_v2(Bucket=self.name, **request))
-                self.listed = True
+                doing = _Doing.LISTING
+                page = await _within_async(REQUEST_LIMIT, client.list_objects_v2(Bucket=self.name, **request))
+                self.listed, doing = True, _Doing.DECIDING
+                request = steps.send(page)
         except StopIteration as end:
             self.listed = True
             return cast("T", end.value)
         except Exception as error:
-            await self.__aexit__()
-            return self._judge(error)
+            trouble = error
+        await self.__aexit__()
+        return self._judge(trouble, doing)
 
     async def _open(self) -> Any:
         # Reading a connection blocks, and must not happen on the triggerer's event loop.
-        with self._opening():
-            hook = await sync_to_async(self.access.open_hook)()
-            return await (await hook.get_async_conn()).__aenter__()
+        hook = await sync_to_async(self.access.open_hook)()
+        return await (await hook.get_async_conn()).__aenter__()
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """Return what a call returns, or give it up after some seconds; its thread ends when the server lets it."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="healthex-s3", daemon=True).start()
+    try:
+        return outcome.result(seconds)
+    except TimeoutError:
+        if outcome.done():  # the call's own
+            raise
+    raise _Unanswered(seconds)
+
+
+async def _within_async(seconds: float, call: Awaitable[T]) -> T:
+    """Do what :func:`_within` does, on an event loop."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await call
+    except TimeoutError:
+        if not limit.expired():  # the call's own
+            raise
+    raise _Unanswered(seconds)
 
 
 def _code(error: Exception) -> str:
@@ -242,13 +444,19 @@ def _code(error: Exception) -> str:
     return type(error).__name__
 
 
-def _passes(error: Exception, code: str) -> bool:
+def _operation(error: Exception, doing: _Doing) -> str:
+    """Return the operation that failed, as botocore reports it: credentials are fetched within another one."""
+    return str(error.operation_name) if isinstance(error, boto.ClientError) else doing.operation
+
+
+def _is_transient(error: Exception, code: str) -> bool:
     if isinstance(error, boto.ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return code in _PASSING_CODES or status == 429 or status >= 500
-    return isinstance(error, _PASSING_ERRORS) and not _is_about_certificates(error)
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
+        by_code = code in _RETRYABLE_CODES or bool(_TRANSIENT_CODES.search(code))
+        return by_code or status in _TRANSIENT_STATUSES or status >= 500
+    return isinstance(error, _TRANSIENT_ERRORS) and not _is_about_certificates(error)
 
 
 def _is_about_certificates(error: Exception) -> bool:
-    """Whether no later look can trust the server either: its certificate, or our bundle, is not what it should be."""
+    """Whether no later poke can trust the server either: its certificate, or our bundle, is not what it should be."""
     return isinstance(error, FileNotFoundError) or "certificate" in str(error).lower()

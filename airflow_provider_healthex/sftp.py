@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
-from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
 
-from airflow_provider_healthex.delivery.arrival import Arrived, Waiting
+from airflow_provider_healthex.delivery.arrival import Waiting
 from airflow_provider_healthex.delivery.tree import (
     Entry,
     Folder,
@@ -24,7 +23,8 @@ from airflow_provider_healthex.delivery.tree import (
     Whereabouts,
     digest,
 )
-from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
+from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError, HealthExError
+from airflow_provider_healthex.hooks.connection import find_connection_async
 
 try:
     import asyncssh
@@ -34,8 +34,7 @@ except ModuleNotFoundError as error:
         f"Waiting on an SFTP server needs {error.name}: pip install 'airflow-provider-healthex[sftp]'", name=error.name
     ) from error
 
-if TYPE_CHECKING:
-    from airflow_provider_healthex.delivery.tree import TreeLook
+T = TypeVar("T")
 
 WORKER, TRIGGERER = "worker", "triggerer"
 LISTING, WRITING = "listing", "writing to"
@@ -90,7 +89,6 @@ _ADVICE: dict[type[BaseException], str] = {
     asyncssh.KeyImportError: _KEYS,
     **dict.fromkeys(_LOCAL, _KEYS),
     asyncssh.KeyEncryptionError: "give the key's passphrase as private_key_passphrase in the connection's Extra",
-    AirflowNotFoundException: "create the connection",
     OverflowError: "correct the port of the connection",
     ValueError: "correct the keys, host_key and no_host_key_check in the connection's Extra",
 }
@@ -123,6 +121,11 @@ class SftpServer:
 
     bucket: ClassVar[str | None] = None
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"the SFTP server of {self.sftp_conn_id!r}"
+
     def uri(self, key: str) -> str:
         """Return a path's URI, absolute; after the first look."""
         return self._origin + (key if key.startswith("/") else f"{self._home.rstrip('/')}/{key}")
@@ -131,7 +134,7 @@ class SftpServer:
         """Return what a trigger needs to look here."""
         return {"sftp_conn_id": self.sftp_conn_id}
 
-    def look(self, steps: TreeLook) -> Arrived | Waiting:
+    def look(self, steps: Generator[Request, Any, T]) -> T | Waiting:
         """
         Take the steps of a look and return its verdict.
 
@@ -140,13 +143,14 @@ class SftpServer:
         """
         return asyncio.run(self.look_async(steps))
 
-    async def look_async(self, steps: TreeLook) -> Arrived | Waiting:
+    async def look_async(self, steps: Generator[Request, Any, T]) -> T | Waiting:
         """Do what :meth:`look` does."""
         try:
             async with _within(LONGEST_LOOK), self._open() as sftp:
                 return await self._drive(steps, sftp)
         except Exception as error:
-            return self._judge(error, LISTING)
+            trouble = error
+        return self._judge(trouble, LISTING)
 
     def put(self, key: str, body: bytes) -> None:
         """
@@ -156,16 +160,17 @@ class SftpServer:
         """
         try:
             asyncio.run(self._put(key, body))
+            return
         except Exception as error:
-            self._judge(error, WRITING)
-            # What the server says may quote the path.
-            raise HealthExError(
-                f"The SFTP server did not take the manifest ({type(error).__name__}): the delivery is there, and a "
-                "retry of the task writes it."
-            ) from None
+            trouble = error
+        self._judge(trouble, WRITING)
+        raise HealthExError(
+            f"The SFTP server did not take the manifest ({type(trouble).__name__}): the delivery is there, and a "
+            "retry of the task writes it."
+        )
 
     async def _put(self, key: str, body: bytes) -> None:
-        async with self._open() as sftp, _within(PATIENCE):
+        async with _within(LONGEST_LOOK), self._open() as sftp, _within(PATIENCE):
             try:
                 await _write(sftp, key, body)
             except (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath):
@@ -174,10 +179,11 @@ class SftpServer:
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[asyncssh.SFTPClient]:
-        connection = await get_async_connection(self.sftp_conn_id)
+        connection = await find_connection_async(self.sftp_conn_id)
         for name, value in (("host", connection.host), ("login", connection.login)):
             if not value:
                 raise HealthExConfigurationError(f"The connection {self.sftp_conn_id!r} names no {name}: give it one.")
+        _check_keys(self.sftp_conn_id, connection.extra_dejson)
         stack = AsyncExitStack()
         try:
             async with _within(PATIENCE):
@@ -197,10 +203,14 @@ class SftpServer:
         try:
             hook = SFTPHookAsync(sftp_conn_id=self.sftp_conn_id)
             return await stack.enter_async_context(hook.get_managed_conn())
+        except AirflowNotFoundException:  # the hook looks it up once more, and it was there a moment ago
+            raise HealthExConnectionError(
+                f"Airflow's look-up of connection {self.sftp_conn_id!r} failed: it was found a moment ago."
+            ) from None
         except (ValueError, OverflowError, TypeError) as error:
             raise _Unusable from error
 
-    async def _drive(self, steps: TreeLook, sftp: asyncssh.SFTPClient) -> Arrived | Waiting:
+    async def _drive(self, steps: Generator[Request, Any, T], sftp: asyncssh.SFTPClient) -> T:
         try:
             answer: Any = None
             while True:
@@ -215,35 +225,37 @@ class SftpServer:
                         answer = await _ask(sftp, request)
         except StopIteration as end:
             self.listed = True
-            verdict: Arrived | Waiting = end.value
-            return verdict
+            return cast("T", end.value)
 
     def _judge(self, error: Exception, doing: str) -> Waiting:
-        """Return what passes as a reason to wait, and raise what doesn't."""
+        """
+        Return a transient error as a reason to wait, and raise any other.
+
+        Not to be called where an exception is handled: a server's texts may quote the path, and those of what reads a
+        connection its Extra, so that none may become a cause or context of what is raised here.
+        """
         if isinstance(error, HealthExConfigurationError):
             raise error
+        if isinstance(error, HealthExConnectionError):  # Airflow's trouble, not the server's
+            return Waiting(str(error))
         server = f"the SFTP server of sftp_conn_id={self.sftp_conn_id!r}"
         if isinstance(error, NoSuchRoot):
             raise HealthExConfigurationError(
                 f"There is no folder {error.folder!r} on {server}, as the {self.component} sees it: create it, or "
                 "correct the path. An account may see another root than others do; without a leading '/' the path "
                 "begins at the account's own folder."
-            ) from None
+            )
         known = isinstance(error, (asyncssh.Error, AirflowException, _Unusable, *_LOCAL))
         cause = error.__cause__ if isinstance(error, _Unusable) else error
         kind = type(cause).__name__
         # Final only where this account has never seen anything, but for another server in this one's place.
         seen = self.listed and doing == LISTING and not isinstance(error, asyncssh.HostKeyNotVerifiable)
         if _passes(error) or (known and seen):
-            return Waiting(f"the SFTP server did not answer the {self.component} ({kind}), asking again")
+            return Waiting(f"The SFTP server did not answer the {self.component} ({kind}); retrying at the next poke")
         if not known:
             raise error
         advice = _advice(cause, doing) or "see the server's log"
-        # What a server says may quote the path, and what reads a connection its Extra.
-        told = not isinstance(error, (asyncssh.SFTPError, _Unusable))
-        raise HealthExConfigurationError(f"The {self.component}, {doing} {server}, failed: {kind}; {advice}.") from (
-            error if told else None
-        )
+        raise HealthExConfigurationError(f"The {self.component}, {doing} {server}, failed: {kind}; {advice}.")
 
 
 @dataclass
@@ -278,7 +290,7 @@ async def _ask(sftp: asyncssh.SFTPClient, request: Request) -> Any:
 
 def _entry(name: str, attributes: asyncssh.SFTPAttrs) -> Entry:
     sort = _SORTS.get(attributes.type, Sort.OTHER)
-    modified = None if attributes.mtime is None else min(attributes.mtime, 2**32)
+    modified = None if attributes.mtime is None else max(0, min(attributes.mtime, 2**32))
     return Entry(name, sort, attributes.size or 0, modified)
 
 
@@ -289,7 +301,11 @@ def _listed(found: asyncssh.SFTPName) -> Entry:
     kind = found.longname[:1]  # as `ls -l` shows it
     if entry.sort is Sort.UNTOLD:
         entry = entry._replace(sort=_LONG_SORTS.get(kind, Sort.UNTOLD))
-    nameless = found.filename in (b".", b"..") or (entry.sort is not Sort.FILE and not _is_text(found.filename))
+    nameless = (
+        found.filename in (b".", b"..")
+        or b"/" in found.filename
+        or (entry.sort is not Sort.FILE and not _is_text(found.filename))
+    )
     return entry._replace(sort=Sort.OTHER) if nameless or kind == b"l" else entry
 
 
@@ -300,6 +316,40 @@ def _is_text(name: bytes) -> bool:
     try:
         name.decode()
     except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _check_keys(sftp_conn_id: str, extra: Mapping[str, Any]) -> None:
+    """Refuse keys that were pasted in another form, which would look like an attack, or like nothing at all."""
+    host_key, private_key = extra.get("host_key"), extra.get("private_key")
+    if isinstance(private_key, str) and "-----END" in private_key and "\n" not in private_key.strip():
+        raise HealthExConfigurationError(
+            f"private_key in the Extra of sftp_conn_id {sftp_conn_id!r} has lost its line ends: write each as \\n in "
+            "the Extra's JSON."
+        )
+    if host_key is None:
+        return
+    words = str(host_key).split()
+    kind, key = (words[0], words[1]) if len(words) > 1 else ("ssh-rsa", "".join(words))
+    if any(word.startswith(_KEY_TYPES) for word in words[1:]):
+        problem = "is a line of ssh-keyscan or known_hosts: leave out the host before the key"
+    elif not _is_public_key(f"{kind} {key}"):
+        problem = "can't be read: give the key's type and the key"
+    else:
+        return
+    raise HealthExConfigurationError(
+        f"host_key in the Extra of sftp_conn_id {sftp_conn_id!r} {problem}, as in 'ssh-ed25519 AAAA…'."
+    )
+
+
+_KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
+
+
+def _is_public_key(text: str) -> bool:
+    try:
+        asyncssh.import_public_key(text)
+    except asyncssh.KeyImportError:
         return False
     return True
 

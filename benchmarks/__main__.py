@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.report import Report, Unavailable, as_text, machine, page
+from benchmarks.report import Report, as_text, machine, page
+from testing import Unavailable
 
 #: In the order of their reports. The second part says whether it runs when none is named.
 NAMES = {"updating": True, "waiting": True, "refresh": True, "deciding": True, "imports": True, "scale": False}

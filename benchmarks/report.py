@@ -9,10 +9,6 @@ from dataclasses import dataclass, field
 from importlib import metadata
 
 
-class Unavailable(Exception):
-    """What a benchmark needs isn't installed."""
-
-
 @dataclass(frozen=True)
 class Report:
     """

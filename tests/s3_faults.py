@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import struct
@@ -27,6 +28,7 @@ class Answer:
     status: int = 200
     date: str | None = NOW
     claimed: int = 0  # bytes announced beyond the body's, which never come
+    broken_header: bytes = b""
 
     def send(self, handler: BaseHTTPRequestHandler, closing: threading.Event) -> None:
         body = b"" if handler.command == "HEAD" else self.body.encode()
@@ -37,6 +39,8 @@ class Answer:
         handler.send_header("Content-Type", "application/xml")
         handler.send_header("Content-Length", str(len(body) + self.claimed))
         handler.send_header("Connection", "close")
+        handler.flush_headers()
+        handler.wfile.write(self.broken_header)
         handler.end_headers()
         handler.wfile.write(body)
 
@@ -58,13 +62,40 @@ class Silence:
         closing.wait(60)
 
 
-Behaviour = Answer | Reset | Silence
+@dataclass(frozen=True)
+class Stuck:
+    """An answer in chunks that never ends: after ``raw``, nothing comes, or with ``drips`` one byte now and then."""
+
+    raw: bytes
+    drips: bool = False
+
+    def send(self, handler: BaseHTTPRequestHandler, closing: threading.Event) -> None:
+        handler.send_response_only(200)
+        handler.send_header("Content-Type", "application/xml")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            handler.wfile.write(self.raw)
+            for _ in range(1_200):
+                if closing.wait(0.05):
+                    break
+                if self.drips:
+                    handler.wfile.write(b"1\r\n \r\n")
+
+
+Behaviour = Answer | Reset | Silence | Stuck
 
 
 def listing(
-    *keys: str, modified: datetime | None = None, size: int = 1, token: str | None = None, date: str | None = NOW
+    *keys: str,
+    modified: datetime | None = None,
+    size: int = 1,
+    token: str | None = None,
+    date: str | None = NOW,
+    truncated: bool | None = None,
 ) -> Answer:
-    """Return a page of a listing; with a ``token`` it isn't the last."""
+    """Return a page of a listing; with a ``token``, or ``truncated``, it isn't the last."""
+    truncated = token is not None if truncated is None else truncated
     stamp = (modified or datetime.now(timezone.utc)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     rows = "".join(
         f"<Contents><Key>{escape(key)}</Key><LastModified>{stamp}</LastModified><ETag>&quot;e&quot;</ETag>"
@@ -75,7 +106,7 @@ def listing(
     return Answer(
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>bucket</Name><Prefix></Prefix>'
-        f"<KeyCount>{len(keys)}</KeyCount><MaxKeys>1000</MaxKeys><IsTruncated>{'true' if token else 'false'}"
+        f"<KeyCount>{len(keys)}</KeyCount><MaxKeys>1000</MaxKeys><IsTruncated>{'true' if truncated else 'false'}"
         f"</IsTruncated>{more}{rows}</ListBucketResult>",
         date=date,
     )
@@ -100,10 +131,23 @@ REQUEST_TIMEOUT = refusal(400, "RequestTimeout")
 EXPIRED_TOKEN = refusal(400, "ExpiredToken")
 RESET = Reset()
 SILENCE = Silence()
+CONFLICT = refusal(409, "OperationAborted")
+CLOCK_SKEW = refusal(403, "RequestTimeTooSkewed")
+TOKEN_REFRESH = refusal(400, "TokenRefreshRequired")
+UNKNOWN_THROTTLING = refusal(400, "SomeNewThrottlingThing")
+HALF_A_CHUNK = Stuck(b"ff\r\n<?xml")
+WRONG_CHUNKS = Stuck(b"5\r\n<?xml version='1.0'?>\r\nzz\r\n")
+DRIPPING = Stuck(b"5\r\n<?xml\r\n", drips=True)
 GARBAGE = Answer("this is no XML <<<")
 CUT_XML = Answer(EMPTY.body[:-30])
 CUT_OFF = Answer(EMPTY.body[:-30], claimed=30)
+BROKEN_HEADER = Answer(EMPTY.body, broken_header=b"this is no header\r\n")
 ERROR_WITH_200 = Answer(refusal(200, "InternalError").body)
+ROLE_DENIED = Answer(
+    "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>No.</Message></Error></ErrorResponse>",
+    403,
+)
+STS_THROTTLED = Answer(ROLE_DENIED.body.replace("AccessDenied", "Throttling"), 400)
 ACCESS_DENIED = refusal(403, "AccessDenied")
 INVALID_ACCESS_KEY = refusal(403, "InvalidAccessKeyId")
 WRONG_SIGNATURE = refusal(403, "SignatureDoesNotMatch")
@@ -185,7 +229,7 @@ class FaultyS3:
                 faulty._next(self).send(self, faulty._closing)
                 self.close_connection = True
 
-            do_GET = do_HEAD = do_PUT = answer
+            do_GET = do_HEAD = do_PUT = do_POST = answer
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import re
 import socket
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,15 +17,16 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 import s3_faults as s3
-from botocore.exceptions import ClientError, ConnectionClosedError
 from support import aws_connection, s3_client
 
+from airflow_provider_healthex import s3 as module
 from airflow_provider_healthex.delivery import Arrived, Expectation, Waiting, expand
 from airflow_provider_healthex.delivery.listing import look
-from airflow_provider_healthex.exceptions import HealthExConfigurationError
+from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
 from airflow_provider_healthex.s3 import TRIGGERER, WORKER, AsyncBucket, AwsAccess, Bucket
 
 SECRET = "secret-of-the-test"
+EXTERNAL_ID = "external-7"
 ACCESS = AwsAccess(
     "deliveries",
     region_name="us-east-1",
@@ -40,6 +43,13 @@ TRANSIENT = {
     "RequestTimeout": s3.REQUEST_TIMEOUT,
     "ExpiredToken": s3.EXPIRED_TOKEN,
     "429": s3.TOO_MANY_REQUESTS,
+    "OperationAborted": s3.CONFLICT,
+    "RequestTimeTooSkewed": s3.CLOCK_SKEW,
+    "TokenRefreshRequired": s3.TOKEN_REFRESH,
+    "SomeNewThrottlingThing": s3.UNKNOWN_THROTTLING,
+    "PriorRequestNotComplete": s3.refusal(400, "PriorRequestNotComplete"),
+    "408": s3.Answer("", 408),
+    "425": s3.Answer("", 425),
     "502": s3.BAD_GATEWAY,
     # botocore makes a 500 of a 200 that is no listing.
     "500 for no XML": s3.GARBAGE,
@@ -53,7 +63,8 @@ PERMANENT = {
     "SignatureDoesNotMatch": (s3.WRONG_SIGNATURE, "access key and secret"),
     "PermanentRedirect": (s3.WRONG_REGION, "region_name"),
     "AuthorizationHeaderMalformed": (s3.MALFORMED_AUTHORIZATION, "region_name"),
-    "InvalidToken": (s3.refusal(400, "InvalidToken"), "S3 documentation"),
+    "InvalidToken": (s3.refusal(400, "InvalidToken"), "renew the session token"),
+    "InvalidArgument": (s3.refusal(400, "InvalidArgument"), "see the code in the S3 documentation"),
 }
 
 
@@ -127,6 +138,11 @@ def without_credentials(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
 
 
+def everything_told(error: BaseException | None) -> str:
+    """Return the texts of an error, its causes and its contexts."""
+    return f"{error!r} {everything_told(error.__cause__)} {everything_told(error.__context__)}" if error else ""
+
+
 def refused(bucket) -> str:
     with pytest.raises(HealthExConfigurationError) as caught:
         bucket.look()
@@ -191,8 +207,8 @@ class TestOnARealServer:
     def test_a_missing_bucket_is_refused_by_name(self, opened, bucket):
         missing = opened("no-such-bucket")
         assert refused(missing) == (
-            f"S3 refused the {missing.component} listing bucket 'no-such-bucket' with aws_conn_id='deliveries': "
-            "NoSuchBucket; create the bucket, or correct bucket_name."
+            f"S3 returned NoSuchBucket to the {missing.component} (ListObjectsV2, bucket 'no-such-bucket', "
+            "aws_conn_id 'deliveries'): create the bucket, or correct bucket_name."
         )
 
     def test_a_bucket_that_vanished_is_refused_although_it_was_listed(self, opened, bucket):
@@ -210,7 +226,7 @@ class TestOnARealServer:
 
     def test_writing_to_a_missing_bucket_is_refused_by_what_was_done(self, bucket):
         with pytest.raises(
-            HealthExConfigurationError, match=r"worker writing to bucket 'no-such-bucket'.*NoSuchBucket"
+            HealthExConfigurationError, match=r"NoSuchBucket to the worker \(PutObject, bucket 'no-such-bucket'"
         ):
             Bucket("no-such-bucket", ACCESS).put("m.jsonl", b"line")
 
@@ -247,8 +263,8 @@ class TestWhatPasses:
         watched = opened()
         verdict = watched.look()
         assert isinstance(verdict, Waiting)
-        assert verdict.reason.startswith(f"S3 did not answer the {watched.component} ({trouble.partition(' ')[0]}")
-        assert verdict.reason.endswith("), asking again")
+        code = trouble.partition(" ")[0]
+        assert verdict.reason == f"S3 returned {code} to the {watched.component}; retrying at the next poke"
         assert len(faulty.requests) == 1
         assert [row.key for row in watched.look().objects] == ["d/1"]
 
@@ -275,7 +291,8 @@ class TestWhatPassesOnceMore:
     def test_a_connection_closed_within_an_answer(self, opened, faulty):
         faulty.script(s3.CUT_OFF, s3.listing("d/1"))
         watched = opened()
-        assert watched.look().reason.startswith(f"S3 did not answer the {watched.component} (")
+        reason = watched.look().reason  # boto3 makes a 500 of it
+        assert re.match(rf"S3 (returned 500 to|did not answer) the {watched.component}\b", reason)
         assert isinstance(watched.look(), Arrived)
 
     def test_silence(self, opened, faulty):
@@ -289,7 +306,7 @@ class TestWhatPassesOnceMore:
         watched = opened()
         assert (
             watched.look().reason
-            == f"S3 did not answer the {watched.component} (EndpointConnectionError), asking again"
+            == f"S3 did not answer the {watched.component} (EndpointConnectionError); retrying at the next poke"
         )
 
     def test_a_server_that_comes_back_elsewhere(self, opened, faulty, monkeypatch):
@@ -322,23 +339,25 @@ class TestWhatDoesNotPass:
         watched = opened()
         message = refused(watched)
         assert message.startswith(
-            f"S3 refused the {watched.component} listing bucket 'bucket' with aws_conn_id='deliveries': {code}; "
+            f"S3 returned {code} to the {watched.component} (ListObjectsV2, bucket 'bucket', "
+            "aws_conn_id 'deliveries'): "
         )
         assert advice in message
         assert len(faulty.requests) == 1
 
-    @pytest.mark.parametrize("code", sorted(PERMANENT.keys() - {"AccessDenied"}))
+    @pytest.mark.parametrize("code", sorted(PERMANENT.keys() - {"AccessDenied", "InvalidToken"}))
     def test_is_refused_after_a_success_too(self, opened, faulty, code):
         faulty.script(s3.EMPTY, PERMANENT[code][0])
         watched = opened()
         watched.look()
         assert code in refused(watched)
 
-    def test_a_denial_after_a_success_passes(self, opened, faulty):
-        faulty.script(s3.EMPTY, s3.ACCESS_DENIED, s3.listing("d/1"))
+    @pytest.mark.parametrize("code", ["AccessDenied", "InvalidToken"])
+    def test_a_denial_after_a_success_passes(self, opened, faulty, code):
+        faulty.script(s3.EMPTY, PERMANENT[code][0], s3.listing("d/1"))
         watched = opened()
         watched.look()
-        assert watched.look().reason == f"S3 did not answer the {watched.component} (AccessDenied), asking again"
+        assert watched.look().reason == f"S3 returned {code} to the {watched.component}; retrying at the next poke"
         assert isinstance(watched.look(), Arrived)
 
     def test_a_denial_passes_where_an_earlier_poke_had_listed(self, opened, faulty):
@@ -352,13 +371,13 @@ class TestWhatDoesNotPass:
     def test_no_credentials(self, opened, faulty, without_credentials, monkeypatch):
         monkeypatch.setenv("AIRFLOW_CONN_DELIVERIES", aws_connection(faulty.endpoint_url).replace("test-key", ""))
         message = refused(opened())
-        assert "NoCredentialsError; give it an AWS connection" in message
+        assert message.startswith("NoCredentialsError on the ")
+        assert "give it an AWS connection" in message
         assert faulty.requests == []
 
     def test_a_connection_that_is_missing_is_refused_by_its_name(self, opened, airflow_database):
         message = refused(opened(access=replace(ACCESS, aws_conn_id="no_such_connection")))
-        assert "aws_conn_id='no_such_connection'" in message
-        assert "create the connection" in message
+        assert "no Airflow connection 'no_such_connection': create the connection" in message
 
     @pytest.mark.parametrize("nameless", [None, "", "aws_default"])
     def test_a_connection_that_nobody_named_may_be_missing(
@@ -375,7 +394,7 @@ class TestWhatDoesNotPass:
         connect(monkeypatch, endpoint_url)
         watched = opened()
         message = refused(watched)
-        assert message.startswith(f"The {watched.component} can make no S3 client of aws_conn_id='deliveries'")
+        assert message.startswith(f"The {watched.component} can make no S3 client of aws_conn_id 'deliveries'")
         assert "endpoint_url" in message
 
 
@@ -395,18 +414,167 @@ def test_an_error_of_our_own_is_no_matter_of_s3(opened, faulty):
         watched.look()
 
 
+class TestListingsThatAreWrong:
+    """No verdict is made of them, and none of them holds a poke for ever."""
+
+    @pytest.mark.parametrize(
+        ("pages", "reason"),
+        [
+            ([s3.listing("d/1", truncated=True)], "truncated without a continuation token"),
+            (
+                [s3.listing("d/1", token="t"), s3.listing("d/2", token="t"), s3.listing("d/3", token="t")],
+                "a continuation token was repeated",
+            ),
+            ([s3.listing(token=str(n)) for n in range(200)], "101 pages without a row"),
+        ],
+    )
+    def test_a_listing_that_breaks_off_is_made_again(self, opened, faulty, pages, reason):
+        faulty.script(pages)
+        watched = opened()
+        assert watched.look().reason == (
+            f"S3 returned an incomplete listing to the {watched.component} ({reason}); retrying at the next poke"
+        )
+        faulty.clear()
+        faulty.script(s3.listing("d/1"))
+        assert isinstance(watched.look(), Arrived)
+
+    @pytest.mark.parametrize(
+        ("pages", "problem"),
+        [
+            ([s3.listing("d/2", "d/1")], "keys are not in order"),
+            ([s3.listing("d/1", "d/3", "d/2")], "keys are not in order"),
+            ([s3.listing("d/2", token="t"), s3.listing("d/1")], "keys are not in order"),
+            ([s3.listing("d/1", "d/1")], "lists a key twice"),
+            ([s3.listing("d/1", token="t"), s3.listing("d/1")], "lists a key twice"),
+            ([s3.listing("d/1", "e/1")], "outside the prefix"),
+            ([s3.Answer(s3.listing("d/1").body.replace("<Size>1</Size>", ""))], "has no Size"),
+            ([s3.Answer(s3.listing("d/1").body.replace("<Key>d/1</Key>", ""))], "has no Key"),
+            ([s3.Answer(re.sub("<LastModified>.*</LastModified>", "", s3.listing("d/1").body))], "no LastModified"),
+        ],
+    )
+    def test_a_listing_that_cannot_be_decided_on_is_refused_without_a_key(self, opened, faulty, pages, problem):
+        faulty.script(pages)
+        watched = opened()
+        message = refused(watched)
+        assert message.startswith(
+            f"S3 returned an unusable listing to the {watched.component} (bucket 'bucket', aws_conn_id 'deliveries'): "
+        )
+        assert problem in message
+        assert "d/" not in message
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            s3.listing("d/1").body.replace("<Size>1</Size>", "<Size>much</Size>"),
+            re.sub("<LastModified>.*</LastModified>", "<LastModified>soon</LastModified>", s3.listing("d/1").body),
+        ],
+    )
+    def test_a_field_that_cannot_be_parsed_ends_typed_or_is_waited_for(self, opened, faulty, body):
+        faulty.script(s3.Answer(body))
+        try:
+            assert isinstance(opened().look(), Waiting)
+        except HealthExConfigurationError as error:
+            assert "can't be read" in str(error)  # noqa: PT017 - either will do
+
+
+class TestAnswersThatDoNotEnd:
+    @pytest.mark.parametrize("stuck", [s3.HALF_A_CHUNK, s3.WRONG_CHUNKS, s3.DRIPPING, s3.SILENCE], ids=str)
+    def test_are_given_up_and_the_next_poke_succeeds(self, opened, faulty, monkeypatch, stuck):
+        monkeypatch.setattr(module, "REQUEST_LIMIT", 0.7)
+        faulty.script(stuck, s3.listing("d/1"))
+        watched = opened(access=replace(ACCESS, botocore_config={**ACCESS.botocore_config, "read_timeout": 60}))
+        started = time.monotonic()
+        verdict = watched.look()
+        assert time.monotonic() - started < 20
+        assert verdict.reason.startswith(f"S3 did not answer the {watched.component} ")
+        assert verdict.reason.endswith("; retrying at the next poke")
+        monkeypatch.undo()
+        connect(monkeypatch, faulty.endpoint_url)
+        assert isinstance(watched.look(), Arrived)
+
+    def test_are_named_by_their_limit(self, opened, faulty, monkeypatch):
+        monkeypatch.setattr(module, "REQUEST_LIMIT", 0.5)
+        faulty.script(s3.DRIPPING)
+        watched = opened()
+        assert watched.look().reason == (
+            f"S3 did not answer the {watched.component} within 0.5 s; retrying at the next poke"
+        )
+
+    def test_hold_no_manifest_either(self, faulty, monkeypatch):
+        monkeypatch.setattr(module, "WRITE_LIMIT", 0.5)
+        faulty.script(s3.DRIPPING)
+        with pytest.raises(HealthExError, match=r"within 0\.5 s: the manifest is not written"):
+            Bucket("bucket", ACCESS).put("m.jsonl", b"line")
+
+
+class TestCredentials:
+    @pytest.fixture
+    def assuming(self, faulty, monkeypatch):
+        """Let the connection assume a role, at the faulty server too."""
+        connection = json.loads(aws_connection(faulty.endpoint_url, SECRET))
+        connection["extra"] |= {"role_arn": "arn:aws:iam::123456789012:role/reader"}
+        connection["extra"] |= {"service_config": {"sts": {"endpoint_url": faulty.endpoint_url}}}
+        monkeypatch.setenv("AIRFLOW_CONN_DELIVERIES", json.dumps(connection))
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", faulty.endpoint_url)
+        return faulty
+
+    def test_a_role_that_sts_refuses_is_reported_as_sts(self, opened, assuming):
+        assuming.script(s3.ROLE_DENIED)
+        watched = opened()
+        assert refused(watched) == (
+            f"STS returned AccessDenied to the {watched.component} (AssumeRole, bucket 'bucket', "
+            "aws_conn_id 'deliveries'): let these credentials call sts:AssumeRole for the role of the connection."
+        )
+
+    def test_sts_throttled_is_transient(self, opened, assuming):
+        assuming.script([s3.STS_THROTTLED] * 9)
+        watched = opened()
+        assert watched.look().reason == (
+            f"STS returned Throttling to the {watched.component} (AssumeRole); retrying at the next poke"
+        )
+
+
+class TestExternalIds:
+    """The path names them, and botocore's texts quote the URL, which has the path."""
+
+    @pytest.mark.parametrize(
+        "answer", [s3.ACCESS_DENIED, s3.NO_SUCH_BUCKET, s3.RESET, s3.GARBAGE, s3.CUT_OFF, s3.BROKEN_HEADER], ids=str
+    )
+    def test_no_error_and_no_cause_of_it_has_one(self, opened, faulty, answer, caplog):
+        caplog.set_level(logging.INFO)
+        faulty.script([answer] * 9)
+        self.assert_none(opened(), caplog)
+
+    def test_nor_has_that_of_a_certificate_which_quotes_the_url(self, opened, certificate, monkeypatch, caplog):
+        with s3.FaultyS3(certificate) as server:
+            connect(monkeypatch, server.endpoint_url)
+            self.assert_none(opened(), caplog)
+
+    @staticmethod
+    def assert_none(watched, caplog) -> None:
+        target = expand("d/{externalId}/", {"externalId": EXTERNAL_ID})
+        try:
+            told = watched.look(expected(targets=(target,))).reason
+        except HealthExConfigurationError as error:
+            told = everything_told(error) + "".join(traceback.format_exception(error))
+        assert EXTERNAL_ID not in told
+        assert EXTERNAL_ID not in caplog.text
+
+
 class TestWriting:
     @pytest.mark.parametrize("answer", [s3.SLOW_DOWN, s3.RESET], ids=["SlowDown", "reset"])
-    def test_what_passes_is_left_to_who_writes(self, faulty, answer):
+    def test_a_transient_error_can_be_retried_and_names_no_key(self, faulty, answer):
         faulty.script(answer)
-        with pytest.raises((ClientError, ConnectionClosedError)):
-            Bucket("bucket", ACCESS).put("m.jsonl", b"line")
+        with pytest.raises(HealthExError, match=r"the manifest is not written.*a retry of the task") as caught:
+            Bucket("bucket", ACCESS).put(f"m/{EXTERNAL_ID}.jsonl", b"line")
+        assert not isinstance(caught.value, HealthExConfigurationError)
+        assert EXTERNAL_ID not in everything_told(caught.value)
 
     @pytest.mark.parametrize("listed", [False, True])
     def test_a_denial_is_refused_although_the_bucket_was_listed(self, faulty, listed):
         faulty.script(s3.ACCESS_DENIED)
         with pytest.raises(
-            HealthExConfigurationError, match=r"worker writing to bucket 'bucket'.*AccessDenied.*s3:PutObject"
+            HealthExConfigurationError, match=r"AccessDenied to the worker \(PutObject, bucket 'bucket'.*s3:PutObject"
         ):
             Bucket("bucket", ACCESS, listed=listed).put("m.jsonl", b"line")
 

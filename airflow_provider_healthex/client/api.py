@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_healthex.client.calls import LONG, Call, Repeat, flag, identifier, json_body, text
-from airflow_provider_healthex.client.clocks import TOLERATED_SKEW, skew
-from airflow_provider_healthex.client.cohort import distinct, each_update
+from airflow_provider_healthex.client.clocks import TOLERATED_SKEW, UNBELIEVABLE_SKEW, skew
+from airflow_provider_healthex.client.cohort import Around, Checkpoint, checkpointed, distinct, each_update
 from airflow_provider_healthex.client.models import (
     CONSENT_TYPE,
     AddPatientsResult,
@@ -64,6 +64,7 @@ class HealthExClient:
     :param settings: where HealthEx is and how to sign in.
     :param on_secret: is given each token and each patient's link as soon as it is known.
     :param stop: once set, nothing more is sent and every wait ends; by default one of its own.
+    :param tries: how often a request is tried, where a retry is safe; by default 5 times.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class HealthExClient:
         *,
         on_secret: Callable[[str], None] = _tell_nobody,
         stop: Stop | None = None,
+        tries: int | None = None,
     ) -> None:
         self._settings = settings
         self._transport = Transport(settings)
@@ -84,6 +86,8 @@ class HealthExClient:
         else:
             self._announce(credentials.token)
         self.stop = stop or Stop()
+        self._tries = tries
+        self._clocks_differ = False
 
     def __repr__(self) -> str:
         return f"HealthExClient({self._settings.base_url!r})"
@@ -114,7 +118,12 @@ class HealthExClient:
         self._token()
 
     def update_patient(
-        self, project_id: str, patient_id: str, *, skip_interactive: bool | None = None
+        self,
+        project_id: str,
+        patient_id: str,
+        *,
+        skip_interactive: bool | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> PatientUpdate:
         """
         Ask for a refresh of a patient's data. HealthEx bills retrievals and has no idempotency key.
@@ -122,9 +131,12 @@ class HealthExClient:
         :param project_id: HealthEx's id of the project.
         :param patient_id: HealthEx's id of the patient.
         :param skip_interactive: ``skipInteractive``; None: not sent.
+        :param checkpoint: is called with the patient just before each try is sent, and with nobody after a try that
+            was surely rejected; nothing is sent if it raises.
         :raises HealthExUpdateAmbiguousError: it was sent, and nobody knows whether it was accepted.
         """
-        return self._update(project_id, patient_id, skip_interactive, self.stop)
+        around = checkpointed(patient_id, checkpoint) if checkpoint else None
+        return self._update(project_id, patient_id, skip_interactive, self.stop, around)
 
     def update_patients(
         self,
@@ -133,7 +145,7 @@ class HealthExClient:
         *,
         skip_interactive: bool | None = None,
         max_concurrency: int = 8,
-        checkpoint: Callable[[Sequence[str]], None] | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Iterator[PatientUpdate | PatientUpdateFailure]:
         """
         Ask for a refresh of many patients' data, several at once, and yield what came of each as it comes.
@@ -150,9 +162,11 @@ class HealthExClient:
         :param patient_ids: HealthEx's ids; who is named twice is asked once. All are checked before any is asked.
         :param skip_interactive: ``skipInteractive``; None: not sent.
         :param max_concurrency: requests at once, 1 to 32.
-        :param checkpoint: is called in the caller's thread before every wait, with the patients who are handed over
-            next, who may be none; they are not asked before it returns, nor if it raises. For who keeps accounts: it
-            comes after what was yielded before, and a few patients ahead, so that its writing holds nobody up.
+        :param checkpoint: is called in the caller's thread, after whatever was yielded before, with all patients
+            whose request may be on its way. A patient is added just before the request is sent, after every wait
+            for a turn, a token or a retry, and is not requested before the call returns. Patients whose try was
+            surely rejected are left out of the next call, until they are retried. If it raises, no more patients are
+            requested, those in flight are yielded, and then its error is raised.
         :raises HealthExConfigurationError: at once, for an argument that can't be used.
         :raises HealthExTokenError: at once, where there is no token to ask with.
         """
@@ -162,16 +176,21 @@ class HealthExClient:
         # Before any thread needs it: one mints.
         self._token()
 
-        def ask(patient_id: str, stop: Stop) -> PatientUpdate | PatientUpdateFailure:
+        def request(patient_id: str, stop: Stop, around: Around) -> PatientUpdate | PatientUpdateFailure:
             try:
-                return self._update(project_id, patient_id, skip_interactive, stop)
+                return self._update(project_id, patient_id, skip_interactive, stop, around)
             except HealthExError as error:
                 return PatientUpdateFailure(project_id, patient_id, error)
 
-        return each_update(ids, ask, max_concurrency, self.stop, checkpoint)
+        return each_update(ids, request, max_concurrency, self.stop, checkpoint)
 
     def _update(
-        self, project_id: str, patient_id: str, skip_interactive: bool | None, stop: threading.Event
+        self,
+        project_id: str,
+        patient_id: str,
+        skip_interactive: bool | None,
+        stop: threading.Event,
+        around: Around | None,
     ) -> PatientUpdate:
         call = Call(
             "POST",
@@ -180,8 +199,10 @@ class HealthExClient:
                 "projectId": identifier("project_id", project_id),
                 "patientId": identifier("patient_id", patient_id),
             },
+            subject=f"Update of patient {patient_id!r}",
             repeat=Repeat.BILLED,
             body=json_body(flag("skipInteractive", skip_interactive)),
+            verdicts={404: f"Patient {patient_id!r} not found"},
             hint={
                 404: "The project is unknown or not accessible with this token, or the patient was never added to "
                 "it: that gives this error too, and Add/Update Patient is safe to repeat."
@@ -189,8 +210,7 @@ class HealthExClient:
         )
         # Before it is sent: nothing may fail between an accepted update and its caller.
         organization_id = self.organization_id
-        answer = self._ask(call, stop)
-        _compare_clocks(answer)
+        answer = self._ask(call, stop, around)
         document = parse_json(answer.body)
         update = PatientUpdate.from_answer(
             document,
@@ -202,7 +222,7 @@ class HealthExClient:
         if update is None:
             message = harmless(document.get("message")) if isinstance(document, dict) else None
             said = clean(message or "nothing readable", self._known_secrets())
-            raise unreadable(call, answer, f"with neither of the two documented messages: {said}")
+            raise unreadable(call, answer, f"the answer has neither of the two documented messages: {said}")
         return update
 
     def add_patients(
@@ -224,6 +244,7 @@ class HealthExClient:
         call = Call(
             "POST",
             "/v1/projects/{projectId}/patients",
+            subject="Adding patients",
             ids={"projectId": identifier("project_id", project_id)},
             repeat=Repeat.SAFE,
             body=json_body({"patients": rows, **flag("suppressNotifications", suppress_notifications)}),
@@ -235,7 +256,7 @@ class HealthExClient:
             parse_json(answer.body), secrets=self._known_secrets(), personal=personal
         )
         if result is None:
-            raise unreadable(call, answer, "not with a JSON object; adding patients is safe to repeat")
+            raise unreadable(call, answer, "the answer is no JSON object, and it is safe to retry")
         return result
 
     def list_consented_patients(self, project_id: str) -> list[ConsentedPatient]:
@@ -247,6 +268,7 @@ class HealthExClient:
         call = Call(
             "POST",
             "/v1/consents",
+            subject="Listing consented patients",
             ids={"projectId": identifier("project_id", project_id)},
             repeat=Repeat.SAFE,
             body=json_body({"consentTypes": [CONSENT_TYPE], "studyId": project_id}),
@@ -255,11 +277,11 @@ class HealthExClient:
         answer = self._ask(call)
         rows = parse_json(answer.body)
         if not isinstance(rows, list):
-            raise unreadable(call, answer, "not with a JSON array")
+            raise unreadable(call, answer, "the answer is no JSON array")
         patients, left_out = consented_patients(rows, project_id)
         if left_out:
             log.warning(
-                "Left out %d patients of project %s: their ids are not made of A-Z a-z 0-9 _ . : -",
+                "%d of the consented patients left out: their ids are not made of A-Z a-z 0-9 _ . : - (project %r)",
                 left_out,
                 project_id,
             )
@@ -277,6 +299,7 @@ class HealthExClient:
         call = Call(
             "POST",
             "/v1/projects/{projectId}/link",
+            subject="Creating a patient's link",
             ids={"projectId": identifier("project_id", project_id)},
             repeat=Repeat.SAFE,
             body=json_body({"externalId": text("external_id", external_id)}),
@@ -286,7 +309,7 @@ class HealthExClient:
         answer = self._ask(call)
         link = _link(answer.body)
         if link is None:
-            raise unreadable(call, answer, "not with a link")
+            raise unreadable(call, answer, "the answer is no link")
         self._on_secret(link)
         return link
 
@@ -302,6 +325,7 @@ class HealthExClient:
         call = Call(
             "GET",
             "/v1/usage/summary",
+            subject="Usage summary",
             query={"startDate": _iso("start", start), "endDate": _iso("end", end)},
             hint={403: "The token must belong to an ORG_ADMIN."},
         )
@@ -309,43 +333,76 @@ class HealthExClient:
 
     def capability_statement(self) -> dict[str, Any]:
         """Return the FHIR server's CapabilityStatement: a cheap test of host and token that touches no patient."""
-        return self._object(Call("GET", "/FHIR/R4/metadata", limit=LONG, hint={404: "Check the host."}))
+        return self._object(
+            Call("GET", "/FHIR/R4/metadata", subject="Capability statement", limit=LONG, hint={404: "Check the host."})
+        )
 
     def _object(self, call: Call) -> dict[str, Any]:
         answer = self._ask(call)
         document = parse_json(answer.body)
         if not isinstance(document, dict):
-            raise unreadable(call, answer, "not with a JSON object")
+            raise unreadable(call, answer, "the answer is no JSON object")
         return document
 
-    def _ask(self, call: Call, stop: threading.Event | None = None) -> Answer:
-        """Send a call with the token, as often as it may be; `stop` where a part of the work can be stopped alone."""
+    def _ask(self, call: Call, stop: threading.Event | None = None, around: Around | None = None) -> Answer:
+        """
+        Send a call with the token, as often as it may be.
+
+        :param stop: where a part of the work can be stopped alone.
+        :param around: runs around the sending of each try, after every wait.
+        """
         stop = stop or self.stop
         may_renew = isinstance(self._settings.credentials, ApiKey)
 
         def attempt() -> Answer | Failure:
             nonlocal may_renew
             token = self._token()
-            outcome = self._send(call, token, stop)
+            outcome = self._send(call, token, stop, around)
             if may_renew and _is_unauthorized(outcome):
                 may_renew = False
                 self._mint.discard(token)
-                outcome = self._send(call, self._token(), stop)
+                outcome = self._send(call, self._token(), stop, around)
             return outcome
 
         return self._repeated(call, attempt, stop)
 
     def _repeated(self, call: Call, attempt: Callable[[], Answer | Failure], stop: threading.Event) -> Answer:
-        stopped = Failure(HealthExConnectionError(f"{call}: not sent, since the task was told to stop."))
-        outcome = repeated(attempt, stop, stopped, self._pacer.hold)
+        stopped = Failure(HealthExConnectionError(f"{call.subject} not sent: it was cancelled. It is safe to retry."))
+        outcome = repeated(attempt, stop, stopped, self._pacer.hold, self._tries)
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome
 
-    def _send(self, call: Call, token: str | None, stop: threading.Event) -> Answer | Failure:
+    def _send(
+        self, call: Call, token: str | None, stop: threading.Event, around: Around | None = None
+    ) -> Answer | Failure:
+        def send() -> Answer | Failure:
+            outcome = self._transport.send(call, token)
+            if call.repeat is Repeat.BILLED and isinstance(outcome, Answer):
+                self._compare_clocks(outcome)
+            return judge(call, outcome, self._settings.base_url, self._known_secrets())
+
         self._pacer.wait(self._settings.requests_per_second, stop)
-        outcome = self._transport.send(call, token)
-        return judge(call, outcome, self._settings.base_url, self._known_secrets())
+        return around(send) if around else send()
+
+    def _compare_clocks(self, answer: Answer) -> None:
+        """Warn once of a clock that is wrong: a cohort has thousands of answers."""
+        ahead = skew(answer.date, answer.began, answer.seconds)
+        if abs(ahead) <= TOLERATED_SKEW or self._clocks_differ:
+            return
+        self._clocks_differ = True
+        if abs(ahead) < UNBELIEVABLE_SKEW:
+            log.warning(
+                "HealthEx's clock is %+.0f s from this machine's. requested_at follows HealthEx's: check this "
+                "machine's clock.",
+                ahead.total_seconds(),
+            )
+        else:
+            log.warning(
+                "The Date of HealthEx's answer is %+.1f days from this machine's clock, and is ignored: requested_at "
+                "follows this machine's clock. Check it.",
+                ahead.total_seconds() / 86_400,
+            )
 
     def _token(self) -> str:
         credentials = self._settings.credentials
@@ -362,6 +419,7 @@ class HealthExClient:
         call = Call(
             "POST",
             "/v1/auth/token",
+            subject="Token request",
             body=json_body({"apiKey": credentials.key, "apiSecret": credentials.secret}),
             private=(credentials.secret,),
             hint=dict.fromkeys((400, 401, 403), "Check the API key and its secret."),
@@ -377,7 +435,7 @@ class HealthExClient:
             if token is not None:
                 self._announce(token.token)
                 return token
-            refusal = f"{call}: HealthEx answered {answer.status} without a token. Check the host."
+            refusal = f"{call.subject} failed (HTTP {answer.status}): the answer has no token. Check the host. ({call})"
         raise HealthExTokenError(refusal)
 
     def _announce(self, token: str) -> None:
@@ -393,16 +451,6 @@ class HealthExClient:
 
 def _is_unauthorized(outcome: Answer | Failure) -> bool:
     return isinstance(outcome, Failure) and isinstance(outcome.error, HealthExAuthenticationError)
-
-
-def _compare_clocks(answer: Answer) -> None:
-    ahead = skew(answer.date, answer.began, answer.seconds)
-    if abs(ahead) > TOLERATED_SKEW:
-        log.warning(
-            "HealthEx's clock is %+.0f s from this machine's. The baseline of arrival follows HealthEx's: "
-            "check this machine's clock.",
-            ahead.total_seconds(),
-        )
 
 
 def _patients(patients: object) -> list[dict[str, Any]]:

@@ -17,6 +17,11 @@ SHORT = 1024**2
 #: For answers that list every patient of a project, without pages, or every resource type of a server.
 LONG = 32 * 1024**2
 
+#: Characters of an unusable id that an error shows.
+_LONGEST_SHOWN = 100
+#: What a spreadsheet or a CSV file puts around a value, or before it to keep it text.
+_QUOTES = frozenset("\"'`´“”„‟‘’‚‛«»‹›＂＇")
+
 
 class Repeat(Enum):
     """What repeating a call does."""
@@ -36,6 +41,7 @@ class Call:
 
     :param method: ``GET`` or ``POST``.
     :param template: the path as the API's pages write it; all of it that errors and logs show.
+    :param subject: the call as an error's first words: ``Update of patient '17d4'``.
     :param ids: opaque ids of HealthEx, shown in errors: what the template's variables stand for.
     :param repeat: what repeating it does.
     :param query: shown nowhere.
@@ -43,11 +49,13 @@ class Call:
     :param private: values of the body that the service's own text mustn't repeat either.
     :param accept: media types.
     :param limit: bytes that are read of the answer.
+    :param verdicts: an error's first words where the subject doesn't fit, by status.
     :param hint: what to do about an error, by status.
     """
 
     method: str
     template: str
+    subject: str = "The request"
     ids: Mapping[str, str] = field(default_factory=dict, hash=False)
     repeat: Repeat = Repeat.FREE
     query: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
@@ -55,6 +63,7 @@ class Call:
     private: tuple[str, ...] = field(default=(), repr=False)
     accept: str = "application/json"
     limit: int = SHORT
+    verdicts: Mapping[int, str] = field(default_factory=dict, repr=False, hash=False)
     hint: Mapping[int, str] = field(default_factory=dict, repr=False, hash=False)
 
     @property
@@ -66,37 +75,73 @@ class Call:
         return f"{path}?{urlencode(self.query)}" if self.query else path
 
     def __str__(self) -> str:
-        ids = ", ".join(f"{name} {value}" for name, value in self.ids.items())
-        return f"{self.method} {self.template}" + (f" ({ids})" if ids else "")
+        ids = ", ".join(f"{name} {value!r}" for name, value in self.ids.items())
+        return f"{self.method} {self.template}" + (f", {ids}" if ids else "")
 
 
-def text(name: str, value: object) -> str:
+def text(name: str, value: object, *, shown: bool = False) -> str:
     """
     Return a text for a body.
 
-    :raises HealthExConfigurationError: it is no text, empty, or has control characters; it isn't repeated.
+    :param shown: whether an error may show the value: an id of HealthEx, and not one of the caller's own.
+    :raises HealthExConfigurationError: it is not text, is empty, or has a character that comes from a spreadsheet
+        rather than from whoever assigned it: one that can't be seen, a blank or a quote at an end.
     """
     if not isinstance(value, str):
-        raise HealthExConfigurationError(f"{name} must be text, not {type(value).__name__}")
+        raise HealthExConfigurationError(f"{name} must be text {_not_text(value, shown)}")
+    got = f" (got {repr(value)[:_LONGEST_SHOWN]})" if shown else ""
     if not value.strip():
-        raise HealthExConfigurationError(f"{name} is empty")
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
-        raise HealthExConfigurationError(f"{name} has control characters: check where it comes from")
+        raise HealthExConfigurationError(f"{name} must not be empty{got}")
+    flaw = _stray_character(value)
+    if flaw:
+        raise HealthExConfigurationError(f"{name} must not have {flaw}{got}: remove it where the value comes from")
     return value
 
 
-def identifier(name: str, value: object) -> str:
+def _not_text(value: object, shown: bool) -> str:
+    kind = type(value).__name__
+    if value is None:
+        return "(got None): the task or parameter it comes from has no value"
+    if isinstance(value, (int, float)):
+        return (f"(got {kind} {value!r}): " if shown else f"(got {kind}): ") + (
+            "JSON, spreadsheet readers and render_template_as_native_obj=True turn digits into a number, which loses "
+            "leading zeros. Keep it text at its source; in a native template, write \"'{{ … }}'\""
+        )
+    return f"(got {kind})"
+
+
+def _stray_character(value: str) -> str:
+    """Name the first character that is invisible, or that only an end of the text makes suspicious."""
+    last = len(value) - 1
+    for index, character in enumerate(value):
+        category, at_an_end = unicodedata.category(character), index in (0, last)
+        if (
+            category in ("Cc", "Cf", "Cs", "Zl", "Zp")
+            or (category == "Zs" and (at_an_end or character != " "))
+            or (at_an_end and character in _QUOTES)
+        ):
+            kind = unicodedata.name(character, "control character" if category == "Cc" else "surrogate")
+            where = "at its start" if index == 0 else "at its end" if index == last else f"as character {index + 1}"
+            return f"a {kind} (U+{ord(character):04X}) {where}"
+    return ""
+
+
+def identifier(name: str, value: object, *, shown: bool = True) -> str:
     """
-    Return an id of HealthEx's that stays within one segment of a path.
+    Return an id that stays within one segment of a path.
 
     Slashes and dot segments are refused rather than quoted: HTTP libraries resolve ``%2E%2E``, and servers and
     proxies ``%2F``.
 
-    :raises HealthExConfigurationError: it is no text, empty, or has a slash, a backslash, ``..`` or control characters.
+    :param shown: as in :func:`text`; False for an external id.
+    :raises HealthExConfigurationError: as :func:`text`, and for a slash, a backslash or ``..``.
     """
-    id_ = text(name, value)
+    id_ = text(name, value, shown=shown)
     if id_ == "." or any(part in id_ for part in ("/", "\\", "..")):
-        raise HealthExConfigurationError(f"{name} {id_!r} can't be an id of HealthEx: check where it comes from")
+        got = f" {repr(id_)[:_LONGEST_SHOWN]}" if shown else ""
+        raise HealthExConfigurationError(
+            f"{name}{got} can't be an id of HealthEx: it must not have '/', '\\' or '..'; check where it comes from"
+        )
     return id_
 
 

@@ -1,4 +1,4 @@
-"""What an answer's headers say about time: the baseline of arrival, and how long to wait."""
+"""What an answer's headers say about time: when it was requested, and how long to wait."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from email.utils import parsedate_to_datetime
 
 #: The two clocks may differ this much before anybody should look at them.
 TOLERATED_SKEW = timedelta(seconds=60)
+#: From here on the answer's ``Date`` is taken for wrong rather than for a clock: data would never be fresh, or always.
+UNBELIEVABLE_SKEW = timedelta(days=1)
 
 #: Nine digits are 31 years; whatever is longer is no number of seconds.
 _SECONDS = re.compile(r"[0-9]{1,9}")
@@ -45,22 +47,20 @@ def whole(moment: datetime) -> datetime:
     return moment.astimezone(timezone.utc).replace(microsecond=0)
 
 
-def baseline(date: datetime | None, began: datetime, seconds: float) -> datetime:
+def request_moment(date: datetime | None, began: datetime, seconds: float) -> datetime:
     """
-    Return the moment no delivery of this request can precede.
+    Return the moment of a request, which no delivery of it can precede.
 
-    By the service's clock where it gave one, since that is nearer to the clock of the delivery than a worker's.
+    By the service's clock where it gave one, since that is nearer to the clock of the delivery than a worker's; by
+    the worker's where the two are a day or more apart.
 
     :param date: the answer's ``Date``, or None.
     :param began: the worker's clock just before the request.
     :param seconds: what passed from then until the answer began.
     """
-    if date is None:
+    if date is None or abs(skew(date, began, seconds)) >= UNBELIEVABLE_SKEW:
         return whole(began)
-    try:
-        return whole(date - timedelta(seconds=seconds))
-    except OverflowError:  # the year 1
-        return whole(began)
+    return whole(date - timedelta(seconds=seconds))
 
 
 def skew(date: datetime | None, began: datetime, seconds: float) -> timedelta:

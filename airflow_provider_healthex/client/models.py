@@ -1,4 +1,4 @@
-"""What HealthEx is asked and answers, as values: parsed with tolerance, and harmless to log, store or render."""
+"""HealthEx's answers as values: parsed with tolerance, and harmless to log, store or render."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any
 
@@ -84,24 +84,53 @@ def parse_json(body: bytes) -> Any:
 
 
 def whole_seconds(moment: datetime) -> str:
-    """Return a moment as ISO 8601 UTC in whole seconds, the form every baseline has in XCom."""
+    """Return a moment as ISO 8601 UTC in whole seconds, the form of ``requested_at`` in XCom."""
     return moment.astimezone(timezone.utc).replace(microsecond=0).isoformat()
 
 
-@dataclass(frozen=True)
-class PatientUpdate:
+class _Storable(dict[str, Any]):
     """
-    What HealthEx answered to one ``$updateData``.
+    A result that Airflow stores: it has its fields as attributes, and is the dict that a task downstream gets.
 
-    :param project_id: as asked.
-    :param patient_id: as asked.
+    Airflow stores any dict as it is; a plain dataclass it would refuse to read again. It doesn't change.
+    """
+
+    def __post_init__(self) -> None:
+        super().update(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form that is stored."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
+        return _made, (type(self), values)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} can't be changed: copy it with dict()")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+
+def _made(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    return kind(**values)
+
+
+@dataclass(frozen=True)
+class PatientUpdate(_Storable):
+    """
+    What HealthEx answered to one ``$updateData``; as a dict, what a sensor's ``update`` takes.
+
+    :param project_id: as requested.
+    :param patient_id: as requested.
     :param organization_id: the connection's ``org_id``, else the token's ``organizationId`` claim, else None.
     :param message: ``IN_PROGRESS_NO_ACTION_NEEDED`` or ``PATIENT_ACTION_NEEDED`` (official guide).
     :param patient_action_needed_reason: why the patient must act, or None.
     :param retrieval_id: HealthEx's id of the retrieval, or None: it is optional.
     :param skipped_facilities_count: facilities left out; above 0 the update is partial.
     :param counts: the documented counts the answer had. Whether they are final by then is unknown.
-    :param requested_at: the baseline of arrival, UTC in whole seconds.
+    :param requested_at: the moment of the request, UTC in whole seconds: later data is fresh.
     """
 
     project_id: str
@@ -162,12 +191,12 @@ class PatientUpdate:
 
 
 @dataclass(frozen=True)
-class PatientUpdateFailure:
+class PatientUpdateFailure(_Storable):
     """
-    One patient of many for whom no readable answer came.
+    One patient of many for whom no readable answer came. The dict has the error's class, and no words of HealthEx.
 
-    :param project_id: as asked.
-    :param patient_id: as asked.
+    :param project_id: as requested.
+    :param patient_id: as requested.
     :param error: what `HealthExClient.update_patient` raises for this patient alone.
     """
 
@@ -175,13 +204,25 @@ class PatientUpdateFailure:
     patient_id: str
     error: HealthExError
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form that is stored; ``requested_at`` is that of an ambiguous update."""
+        requested_at = getattr(self.error, "requested_at", None)
+        return {
+            "project_id": self.project_id,
+            "patient_id": self.patient_id,
+            "status_code": getattr(self.error, "status_code", None),
+            "error": type(self.error).__name__,
+            "requested_at": whole_seconds(requested_at) if requested_at else None,
+        }
+
 
 @dataclass(frozen=True)
-class AddPatientsResult:
+class AddPatientsResult(_Storable):
     """
-    What became of each patient that was added: some may fail although the call succeeds.
+    The result for each patient that was added: some may fail although the call succeeds.
 
-    Patients are named by their index in the request, so that no name or address is kept.
+    Patients are named by their index in the request, so that no name or address is kept. The dict lacks the reasons
+    of errors: HealthEx may repeat a patient's data there in another spelling than was sent.
 
     :param total_processed: patients HealthEx looked at.
     :param success_count: added or updated.
@@ -199,6 +240,21 @@ class AddPatientsResult:
     errors: tuple[tuple[int | None, str], ...]
     duplicates: tuple[int, ...]
     successful_patients: tuple[tuple[int | None, str | None], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form that is stored."""
+        return {
+            "total_processed": self.total_processed,
+            "success_count": self.success_count,
+            "error_count": self.error_count,
+            "duplicates_count": self.duplicates_count,
+            "errors": [{"patient_index": index} for index, _ in self.errors],
+            "duplicates": list(self.duplicates),
+            "successful_patients": [
+                {"patient_index": index, "reference_id": reference_id}
+                for index, reference_id in self.successful_patients
+            ],
+        }
 
     @classmethod
     def from_answer(
@@ -235,7 +291,7 @@ class AddPatientsResult:
 
 
 @dataclass(frozen=True)
-class ConsentedPatient:
+class ConsentedPatient(_Storable):
     """
     A patient who has consented to a project, and may be refreshed.
 
@@ -247,6 +303,14 @@ class ConsentedPatient:
     patient_id: str
     healthcare_organization_id: str | None
     expires_at: datetime | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form that is stored: ``expires_at`` as text."""
+        return {
+            "patient_id": self.patient_id,
+            "healthcare_organization_id": self.healthcare_organization_id,
+            "expires_at": whole_seconds(self.expires_at) if self.expires_at else None,
+        }
 
 
 def consented_patients(answer: Iterable[object], project_id: str) -> tuple[list[ConsentedPatient], int]:

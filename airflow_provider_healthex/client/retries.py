@@ -47,6 +47,7 @@ def repeated(
     stop: threading.Event,
     never_tried: Failure,
     slow_down: Callable[[float], None],
+    tries: int | None = None,
 ) -> _T | Failure:
     """
     Return the first outcome that isn't to be repeated, or the last one the limits allow.
@@ -56,8 +57,10 @@ def repeated(
     :param never_tried: the outcome if `stop` came before the first try.
     :param slow_down: is told the seconds for which nobody should ask, when a try was turned away. Not where they
         are more than anybody's patience: then it is for the caller to come back later.
+    :param tries: the most tries, by default `TRIES`.
     """
     last: _T | Failure = never_tried
+    limit = tries or TRIES
 
     def keep_last() -> _T | Failure:
         nonlocal last
@@ -73,9 +76,9 @@ def repeated(
     retrying = Retrying(
         retry=retry_if_result(lambda outcome: isinstance(outcome, Failure) and outcome.repeat),
         wait=wait,
-        stop=lambda state: stop.is_set() or _exhausted(state),
+        stop=lambda state: stop.is_set() or _exhausted(state, limit),
         sleep=sleep_using_event(stop),
-        before_sleep=_report,
+        before_sleep=lambda state: _report(state, limit),
         retry_error_callback=lambda state: last,
     )
     try:
@@ -96,15 +99,15 @@ def _wait(state: RetryCallState) -> float:
     return BACKOFF(state) if asked is None else asked
 
 
-def _exhausted(state: RetryCallState) -> bool:
-    return state.attempt_number >= TRIES or state.idle_for + state.upcoming_sleep > PATIENCE
+def _exhausted(state: RetryCallState, tries: int) -> bool:
+    return state.attempt_number >= tries or state.idle_for + state.upcoming_sleep > PATIENCE
 
 
-def _report(state: RetryCallState) -> None:
+def _report(state: RetryCallState, tries: int) -> None:
     log.warning(
-        "Try %d of %d failed, next one in %.1f s: %s",
-        state.attempt_number,
-        TRIES,
-        state.upcoming_sleep,
+        "%s Retrying in %.1f s (try %d of %d).",
         _failure(state).error,
+        state.upcoming_sleep,
+        state.attempt_number,
+        tries,
     )

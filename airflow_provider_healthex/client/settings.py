@@ -25,10 +25,10 @@ class StoredToken:
     token: str = field(repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "token", _secret(self.token, "the token"))
+        object.__setattr__(self, "token", _secret(self.token, "The token"))
         if not is_header_safe(self.token):
             raise HealthExConfigurationError(
-                "the token contains characters no token has (spaces, line breaks or non-ASCII): store it again"
+                "The token has characters that no token has (spaces, line breaks or non-ASCII): store it again"
             )
 
 
@@ -45,8 +45,8 @@ class ApiKey:
     secret: str = field(repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "key", _secret(self.key, "the API key"))
-        object.__setattr__(self, "secret", _secret(self.secret, "the API secret"))
+        object.__setattr__(self, "key", _secret(self.key, "The API key"))
+        object.__setattr__(self, "secret", _secret(self.secret, "The API secret"))
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ClientSettings:
     :param credentials: a stored token, or a key to mint one with.
     :param org_id: replaces the token's ``organizationId`` claim.
     :param connect_timeout: seconds for the connection, the proxy's tunnel and the TLS handshake.
-    :param read_timeout: seconds of silence that are tolerated, and seconds a body may take to arrive.
+    :param read_timeout: seconds for the whole exchange, from the first byte sent to the last one received.
     :param requests_per_second: limit shared by every client of this process with the same ``base_url`` and
         ``credentials``; None: no limit.
     :param verify: True (with the environment's CA bundle, if any), a CA bundle's path, or False.
@@ -77,13 +77,15 @@ class ClientSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", _base_url(self.base_url))
         if self.org_id is not None and not (isinstance(self.org_id, str) and self.org_id):
-            raise HealthExConfigurationError(f"org_id must be text or left out, not {self.org_id!r}")
+            raise HealthExConfigurationError(f"org_id must be text or left out (got {self.org_id!r})")
         for name in ("connect_timeout", "read_timeout", "requests_per_second"):
             value = getattr(self, name)
             if not (value is None and name == "requests_per_second"):
                 _check_positive(name, value)
         if isinstance(self.verify, str) and not os.path.exists(self.verify):
-            raise HealthExConfigurationError(f"verify: no CA bundle at {self.verify!r}; give an existing path, or true")
+            raise HealthExConfigurationError(
+                f"verify must be true, false or the path of a CA bundle (no file {self.verify!r})"
+            )
 
 
 def is_header_safe(token: str) -> bool:
@@ -115,7 +117,7 @@ def _base_url(value: object) -> str:
     if not usable:
         # The value isn't repeated: a login and password may stand in it.
         raise HealthExConfigurationError(
-            "the base URL must look like https://api.healthex.io, without login, query and fragment"
+            "The base URL must look like https://api.healthex.io, without login, query and fragment"
         )
     return str(value).rstrip("/")
 
@@ -123,4 +125,4 @@ def _base_url(value: object) -> str:
 def _check_positive(name: str, value: object) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type,operator]
-        raise HealthExConfigurationError(f"{name} must be a number above 0, not {value!r}")
+        raise HealthExConfigurationError(f"{name} must be a number above 0 (got {value!r})")

@@ -47,12 +47,12 @@ def check(token: str, now: datetime) -> None:
     expires, starts = moment(known.get("exp")), moment(known.get("nbf"))
     if expires is not None and now > expires + LEEWAY:
         raise HealthExTokenError(
-            f"the stored token expired at {whole_seconds(expires)}: store a new one "
-            "(or an API key and its secret, from which tokens are minted)"
+            f"The stored token expired at {whole_seconds(expires)}: store a new one, "
+            "or an API key and its secret, with which tokens are requested"
         )
     if starts is not None and now < starts - LEEWAY:
         raise HealthExTokenError(
-            f"the stored token is not valid before {whole_seconds(starts)}: "
+            f"The stored token is not valid before {whole_seconds(starts)}: "
             "store another one, or check this machine's clock"
         )
 

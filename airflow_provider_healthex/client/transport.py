@@ -1,4 +1,4 @@
-"""One request over the wire: what came back, or whether anything can have gone out."""
+"""One request over the wire: the answer, or whether anything of the request can have gone out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
@@ -22,23 +23,27 @@ from requests.auth import AuthBase
 from airflow_provider_healthex import __version__
 from airflow_provider_healthex.client.calls import Call
 from airflow_provider_healthex.client.clocks import http_date
+from airflow_provider_healthex.client.http1 import Exchange, Malformed, Response
 from airflow_provider_healthex.client.settings import ClientSettings
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 
 #: Connections kept open: as many as a large cohort has threads.
 POOL_SIZE = 32
 
-#: What can end an answer halfway; urllib3's errors reach us unwrapped, since the body is read by ourselves.
-_CUT_OFF = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+#: Bytes that are sent at once: over TLS the time-out is for each write.
+_PIECE = 16_384
+
+#: What this thread is sending: requests and urllib3 hand nothing of ours down to a connection.
+_exchange: ContextVar[Exchange] = ContextVar("_exchange")
 
 
 @dataclass(frozen=True)
 class NotSent:
     """
-    No connection was made, so that the service knows nothing of the request.
+    Nothing of the request went out, so that the service knows nothing of it.
 
     :param reason: never holds anything of the request.
-    :param certificate: trying again won't help, somebody must look at the certificates.
+    :param certificate: retrying won't help, somebody must look at the certificates.
     """
 
     reason: str
@@ -46,17 +51,19 @@ class NotSent:
 
 
 @dataclass(frozen=True)
-class Lost:
+class NoAnswer:
     """
-    A connection was made, and no answer began: the service may or may not have acted.
+    Something of the request went out, and no answer that can be read began: the service may or may not have acted.
 
     :param began: the worker's clock just before the request.
     :param timed_out: it was silence that ended it.
+    :param status: the status, where one arrived before the answer turned out to be malformed.
     """
 
     reason: str
     began: datetime
     timed_out: bool = False
+    status: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,17 +105,19 @@ class Transport:
         self._settings = settings
         self._session = _Session()
 
-    def send(self, call: Call, token: str | None) -> Answer | Lost | NotSent:
+    def send(self, call: Call, token: str | None) -> Answer | NoAnswer | NotSent:
         """
         Send one request, once.
 
         :param token: the bearer token; None sends none, not even one of ``~/.netrc``.
-        :raises HealthExConfigurationError: the URL, the proxy or the CA bundle can't be used.
+        :raises HealthExConfigurationError: the URL, the proxy or the CA bundle can't be used, and nothing was sent.
         """
         settings = self._settings
         headers = {"Accept": call.accept}
         if call.body is not None:
             headers["Content-Type"] = "application/json"
+        exchange = Exchange(settings.read_timeout)
+        mark = _exchange.set(exchange)
         began, start = datetime.now(timezone.utc), time.monotonic()
         try:
             response = self._session.request(
@@ -123,45 +132,52 @@ class Transport:
                 stream=True,
                 allow_redirects=False,
             )
-        except _Unsent as unsent:
-            return NotSent(_reason(unsent.cause), certificate=_is_about_certificates(unsent.cause))
-        except requests.RequestException as error:
-            if isinstance(error, ValueError):  # InvalidURL, InvalidProxyURL and such: nothing was sent
-                kind = type(error).__name__
-            else:
-                return Lost(_reason(error), began, timed_out=isinstance(error, requests.Timeout))
-        except _CUT_OFF as error:
-            return Lost(_reason(error), began)
-        else:
             seconds = time.monotonic() - start
             with response:
                 return _answer(response, call.limit, settings.read_timeout, began, seconds)
-        raise HealthExConfigurationError(
-            f"the base URL or the environment's proxy can't be used ({kind}): check the host and HTTPS_PROXY"
-        )
+        except HealthExConfigurationError:
+            raise
+        except Exception as error:
+            # Whatever it is: once something was sent, requests' own ValueErrors say nothing about the arguments.
+            failed: NotSent | NoAnswer | None = _failed(error, began, sent=exchange.sent)
+            kind = type(error).__name__
+        finally:
+            _exchange.reset(mark)
+        if failed is None:
+            raise HealthExConfigurationError(
+                f"The base URL or the environment's proxy can't be used ({kind}): check the host and HTTPS_PROXY"
+            )
+        return failed
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
 
 
-def _answer(response: requests.Response, limit: int, patience: float, began: datetime, seconds: float) -> Answer:
+def _failed(error: Exception, began: datetime, *, sent: bool) -> NotSent | NoAnswer | None:
+    """Return what an error means for the request; None where its URL or proxy can't be used at all."""
+    if sent:
+        status = next((cause.status for cause in _causes(error) if isinstance(cause, Malformed)), None)
+        timed_out = isinstance(error, (requests.Timeout, TimeoutError))
+        return NoAnswer(_reason(error), began, timed_out=timed_out, status=status)
+    if isinstance(error, _Unsent):
+        return NotSent(_reason(error.cause), certificate=_is_about_certificates(error.cause))
+    # InvalidURL, InvalidProxyURL and such.
+    return None if isinstance(error, ValueError) else NotSent(_reason(error))
+
+
+def _answer(response: requests.Response, limit: int, read_timeout: float, began: datetime, seconds: float) -> Answer:
     body, flaw, timed_out, too_long = bytearray(), None, False, False
-    deadline = time.monotonic() + patience
-    # read1 gives what is there, so that a body that drips can't outlast the deadline; urllib3 < 2.1 lacks it.
-    read = getattr(response.raw, "read1", response.raw.read)
     try:
-        while flaw is None and (piece := read(65536, decode_content=True)):
+        # read1 returns what is there, so that no more than the limit and one piece is ever in memory.
+        while not too_long and (piece := response.raw.read1(65536, decode_content=True)):
             body += piece
             too_long = len(body) > limit
-            timed_out = not too_long and time.monotonic() > deadline
-            if too_long:
-                flaw = f"longer than {limit // 1024**2} MiB"
-            elif timed_out:
-                flaw = f"not whole within {patience:g} s"
-    except _CUT_OFF as error:
+        if too_long:
+            flaw = f"longer than {limit // 1024**2} MiB"
+    except Exception as error:
         timed_out = isinstance(error, (TimeoutError, urllib3.exceptions.TimeoutError))
-        flaw = f"cut off ({_reason(error)})"
+        flaw = f"not whole within {read_timeout:g} s" if timed_out else f"cut off ({_reason(error)})"
     return Answer(
         status=response.status_code,
         headers=response.headers,
@@ -230,7 +246,7 @@ class _Adapter(HTTPAdapter):
             super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
         except OSError:
             raise HealthExConfigurationError(
-                f"the CA bundle {verify!r} can't be read: check verify, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE"
+                f"The CA bundle {verify!r} can't be read: check verify, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE"
             ) from None
 
 
@@ -242,9 +258,55 @@ def _tell_connecting(manager: Any) -> None:
 @cache
 def _telling(pool_class: Any) -> Any:
     class Connection(pool_class.ConnectionCls):  # type: ignore[misc]
+        """Marks the exchange as sent with its first byte, and keeps it within its time."""
+
+        connecting = False
+        used = False
+        held: list[bytes] | None = None
+
+        def response_class(self, sock: Any, *args: Any, **kwargs: Any) -> Response:
+            return Response(self, _exchange.get(), sock, *args, **kwargs)
+
         def connect(self) -> None:
-            with _connecting():
-                super().connect()
+            # A proxy's answer to CONNECT may drip, too.
+            _exchange.get().begin(self.timeout)
+            self.connecting, self.used = True, False
+            try:
+                with _connecting():
+                    super().connect()
+            finally:
+                self.connecting = False
+
+        def request(self, *args: Any, **kwargs: Any) -> None:
+            # In one go: whatever is readable before that is no answer to this request, and nothing of it is sent yet.
+            self.held = []
+            try:
+                super().request(*args, **kwargs)
+                data = b"".join(self.held)
+            finally:
+                self.held = None
+            if self.sock is None:
+                self.connect()
+            elif self.used and not self.is_connected:  # a new one may hold TLS's session tickets
+                raise _Unsent(Malformed("the service closed the connection, or sent what nobody requested"))
+            exchange = _exchange.get()
+            exchange.sent = self.used = True
+            exchange.begin(exchange.read_timeout)
+            for start in range(0, len(data), _PIECE):
+                self.sock.settimeout(exchange.remaining())
+                super().send(data[start : start + _PIECE])
+
+        def send(self, data: Any) -> None:
+            if self.held is None or self.connecting:  # CONNECT itself
+                super().send(data)
+            else:
+                self.held.append(data)
+
+        @property
+        def is_connected(self) -> bool:
+            # What TLS has decrypted already doesn't show on the socket.
+            pending = getattr(self.sock, "pending", None)
+            return super().is_connected and not (pending and pending())
 
     class Pool(pool_class):  # type: ignore[misc]
         ConnectionCls = Connection
@@ -286,8 +348,8 @@ def _reason(error: Exception) -> str:
     """
     causes = list(_causes(error))
     for kinds, words in _WORDS:
-        if any(isinstance(cause, kinds) for cause in causes):
-            return words
+        if found := next((cause for cause in causes if isinstance(cause, kinds)), None):
+            return words or str(found)
     for cause in causes:
         if isinstance(cause, ssl.SSLError):
             return f"TLS: {getattr(cause, 'verify_message', '') or cause.reason or 'failed'}"
@@ -301,6 +363,7 @@ def _reason(error: Exception) -> str:
 
 
 _WORDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
+    (Malformed, ""),  # has words of our own
     (socket.gaierror, "the host's name could not be resolved"),
     (ConnectionRefusedError, "connection refused"),
     ((TimeoutError, urllib3.exceptions.TimeoutError), "timed out"),

@@ -61,9 +61,15 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Nothing, or not enough, has arrived; ``reason`` says what is there and what is missing, without an id."""
+    """
+    Nothing, or not enough, has arrived.
+
+    :param reason: what is there and what is missing, without an id.
+    :param unmatched: the paths, by their positions, that nothing at all matches, neither fresh nor stale.
+    """
 
     reason: str
+    unmatched: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,8 @@ class Tally:
         for target, count in zip(self.expectation.targets, self._counts, strict=True):
             reason = self._missing(target, count)
             if reason:
-                return Waiting(reason)
+                empty = (i for i, one in enumerate(self._counts) if not one.fresh and not one.stale)
+                return Waiting(reason, tuple(empty))
         fresh = len(self._fresh)
         if self.expectation.marker is None:
             newest = max(row.last_modified for row in self._fresh.values())

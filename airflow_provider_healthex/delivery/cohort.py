@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from airflow_provider_healthex.delivery.arrival import StoredObject, Waiting
-from airflow_provider_healthex.delivery.listing import Look, utc_now
-from airflow_provider_healthex.delivery.skipscan import Rows, Span, are_disjoint, scan_all, skip_scan
+from airflow_provider_healthex.delivery.listing import Look, Rows, utc_now
+from airflow_provider_healthex.delivery.skipscan import Span, are_disjoint, scan_all, skip_scan
 from airflow_provider_healthex.delivery.template import (
     Kind,
     Target,
@@ -18,10 +18,12 @@ from airflow_provider_healthex.delivery.template import (
     fill,
     literal_prefix,
     names_patient,
-    parse_key,
+    surroundings,
     variables,
 )
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ class CohortWait:
         self._refuse_twins()
         spans = [Span(target.prefix, target.kind is Kind.KEY, index) for index, target in enumerate(self.targets)]
         self._spans = spans if are_disjoint(spans) else None
-        self._reader = None if self._spans is not None else _Reader(expectation)
+        self._owners = None if self._spans is not None else _Owners(expectation, self.targets)
+        self._warned = False
 
     @property
     def missing(self) -> list[int]:
@@ -149,7 +152,9 @@ class CohortWait:
             settled = self._judge(one, now)
             if settled:
                 self.settled[index] = settled
-        return AllSettled() if len(self.settled) == len(self.targets) else Waiting(self._reason(seen))
+        if len(self.settled) == len(self.targets):
+            return AllSettled()
+        return Waiting(self._reason(seen), () if seen or self.settled else (0,))
 
     def collect(
         self, indices: Iterable[int], sink: Callable[[int, Iterator[StoredObject]], None]
@@ -173,31 +178,42 @@ class CohortWait:
     def _scan(self, indices: Iterable[int], take: Callable[[int, Rows], None]) -> Look[datetime | None]:
         if self._spans is not None:
             return (yield from skip_scan([self._spans[index] for index in indices], take))
-        wanted, reader = set(indices), self._reader
-        assert reader is not None
+        wanted, owners = set(indices), self._owners
+        assert owners is not None
+        shared = 0
 
         def attribute(rows: Rows) -> None:
+            nonlocal shared
             groups: dict[int, list[dict[str, Any]]] = {}
             for row in rows:
-                index = reader.owner(row["Key"])
-                if index is not None and index in wanted:
-                    groups.setdefault(index, []).append(row)
+                found = owners.of(row["Key"])
+                if len(found) == 1 and found[0] in wanted:
+                    groups.setdefault(found[0], []).append(row)
+                shared += len(found) > 1
             for index, own in groups.items():
                 take(index, own)
 
-        return (yield from scan_all(reader.prefix, attribute))
+        now = yield from scan_all(owners.prefix, attribute)
+        if shared and not self._warned:
+            self._warned = True
+            log.warning(
+                "%s skipped: the path %s fits several patients of the cohort there. Separate its variables by '/', and "
+                "put no '*' where an id could stand as well.",
+                f"{shared:,} object{'s' if shared > 1 else ''}",
+                self.expectation.path,
+            )
+        return now
 
     def _tally(self, seen: _Seen, index: int, rows: Rows) -> Rows:
-        """Count what is fresh among a patient's rows, and return it."""
+        """Count what is fresh and of the patient's own target among some rows, and return it."""
         target, floor, marker = self.targets[index], self._floors[index], self.expectation.marker
         fresh: list[dict[str, Any]] = [row for row in rows if row["LastModified"] >= floor]
         if marker:
             marks = {row["Key"] for row in fresh if target.holds_marker(row["Key"], marker)}
             seen.marked = seen.marked or bool(marks)
             fresh = [row for row in fresh if row["Key"] not in marks]
-        if target.kind is Kind.PATTERN:
-            fresh = [row for row in fresh if fnmatch.fnmatchcase(row["Key"], target.pattern)]
-        fresh = [row for row in fresh if row["Size"] or row["Key"][-1] != "/"]  # a console's folder, no delivery
+        # A console's folder is no delivery.
+        fresh = [row for row in fresh if target.matches(row["Key"]) and (row["Size"] or row["Key"][-1] != "/")]
         if fresh:
             newest = max(row["LastModified"] for row in fresh)
             seen.fresh += len(fresh)
@@ -232,32 +248,46 @@ class CohortWait:
             )
 
 
-class _Reader:
-    """Whose a key is, where the path doesn't tell where a patient's keys begin."""
+class _Owners:
+    """
+    The patients that a key can be of, where the path doesn't tell where a patient's keys begin.
 
-    def __init__(self, expectation: CohortExpectation) -> None:
-        self._path = fill(expectation.path, expectation.values)
-        self._wildcard = expectation.wildcard
-        self._marker = expectation.marker
+    A key is compared with the cohort's own ids, and not parsed: a glob's stars could stand for an id as well.
+    """
+
+    def __init__(self, expectation: CohortExpectation, targets: Sequence[Target]) -> None:
+        path, self._marker, self._targets = fill(expectation.path, expectation.values), expectation.marker, targets
         # A marker need not match the glob, but lies where matching keys do.
-        self._marker_path = "".join(self._path.rpartition("/")[:2]) + "*"
-        if self._marker and not names_patient(self._marker_path):
+        if self._marker and not names_patient("".join(path.rpartition("/")[:2]) + "*"):
             raise HealthExConfigurationError(
                 f"marker={self._marker!r} with bucket_key={expectation.path!r}: a marker in a folder of several "
                 "patients is nobody's. Put the patient's variable before the last '/', or give no marker."
             )
-        names = variables(self._path)
-        self._owners = {
-            tuple(_identity(member)[name] for name in names): index for index, member in enumerate(expectation.members)
-        }
-        self.prefix = literal_prefix(self._path, wildcard=self._wildcard)
+        self.prefix = literal_prefix(path, wildcard=expectation.wildcard)
+        self._name, self._before, self._after = surroundings(path, wildcard=expectation.wildcard)
+        self._by_id: dict[str, list[int]] = {}
+        for index, member in enumerate(expectation.members):
+            self._by_id.setdefault(_identity(member)[self._name] or "", []).append(index)
+        self._lengths = sorted({len(one) for one in self._by_id})
 
-    def owner(self, key: str) -> int | None:
-        """Return the position of a key's patient, or None where it is no patient's of the cohort."""
-        found = parse_key(self._path, key, wildcard=self._wildcard)
-        if found is None and self._marker and key.endswith(self._marker):
-            found = parse_key(self._marker_path, key, wildcard=True)
-        return self._owners.get(tuple(found.values())) if found else None
+    def of(self, key: str) -> list[int]:
+        """Return the positions of the patients whose path a key matches."""
+        return [index for index in self._candidates(key) if self._holds(self._targets[index], key)]
+
+    def _holds(self, target: Target, key: str) -> bool:
+        return target.matches(key) or bool(self._marker and target.holds_marker(key, self._marker))
+
+    def _candidates(self, key: str) -> set[int]:
+        """Return the patients whose id stands in the key, between what the path has beside it."""
+        found: set[int] = set()
+        start = key.find(self._before)
+        while start >= 0:
+            begin = start + len(self._before)
+            for length in self._lengths:
+                if key.startswith(self._after, begin + length):
+                    found.update(self._by_id.get(key[begin : begin + length], ()))
+            start = key.find(self._before, start + 1) if self._before else -1
+        return found
 
 
 def _identity(member: Member) -> dict[str, str | None]:

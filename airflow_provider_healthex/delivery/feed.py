@@ -8,9 +8,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from airflow_provider_healthex.delivery.listing import Look, utc_now
-from airflow_provider_healthex.delivery.skipscan import Rows, scan_all
-from airflow_provider_healthex.delivery.template import expand, literal_prefix, names_patient, parse_key, variables
+from airflow_provider_healthex.delivery.listing import Look, Rows, utc_now
+from airflow_provider_healthex.delivery.skipscan import scan_all
+from airflow_provider_healthex.delivery.template import (
+    expand,
+    first_unclear_separator,
+    literal_prefix,
+    names_patient,
+    parse_key,
+    variables,
+)
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 
 #: The most deliveries of one event.
@@ -117,6 +124,18 @@ class Feed:
             raise HealthExConfigurationError(
                 f"bucket_key is {self.path!r}, which doesn't name the patient, so that deliveries can't be told apart: "
                 "put {healthexPatientId} or {externalId} into it."
+            )
+        separator = first_unclear_separator(self.path)
+        if separator is not None:
+            raise HealthExConfigurationError(
+                f"bucket_key has {separator!r} between two variables (got {self.path!r}): ids may contain it, so that "
+                "one patient's key could be read as another's. Separate variables by '/'."
+            )
+        glob = next((sign for sign in "*?" if sign in self.path), None)
+        if glob:
+            raise HealthExConfigurationError(
+                f"bucket_key must not contain {glob!r} (got {self.path!r}): the feed knows no globs. Give the path up "
+                "to the patient, ending in '/': everything under it counts."
             )
 
     def look(

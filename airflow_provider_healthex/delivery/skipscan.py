@@ -29,10 +29,7 @@ from operator import itemgetter
 from os.path import commonprefix
 from typing import Any, NamedTuple
 
-from airflow_provider_healthex.delivery.listing import Look, next_request, server_time
-from airflow_provider_healthex.exceptions import HealthExConfigurationError
-
-Rows = Sequence[dict[str, Any]]  # as boto3 gives them: a hundred thousand are too many to wrap each
+from airflow_provider_healthex.delivery.listing import Look, Rows, Walk, is_truncated, server_time
 
 _key = itemgetter("Key")
 _LAST_CHARACTER = "\U0010ffff"
@@ -75,41 +72,37 @@ def skip_scan(spans: Iterable[Span], take: Callable[[int, Rows], None]) -> Look[
     :param spans: in any order.
     :param take: called with a span's owner and some of its rows, as often as pages hold some.
     :returns: the storage's clock by the first page, or None.
-    :raises HealthExConfigurationError: where the storage doesn't list in key order.
+    :raises UnusableListing: where the storage doesn't list in key order, or lists what it wasn't asked for.
+    :raises IncompleteListing: where a listing breaks off.
     """
     ordered = sorted(spans)
     if not ordered:
         return None
     now: datetime | None = None
-    cursor, position, first = "", 0, True
-    request: dict[str, Any] | None = _request(cursor, ordered[0], ordered[-1])
+    walk, position, first = Walk(), 0, True
+    request: dict[str, Any] | None = _request(walk.last, ordered[0], ordered[-1])
     while request is not None:
         page = yield request
         now, first = (server_time(page) if first else now), False
-        rows: Rows = page.get("Contents", ())
-        more = bool(page.get("IsTruncated"))
-        last = _last_key(rows, cursor)
-        position = _hand_out(rows, ordered, position, last if more else None, take)
+        rows, more = walk.rows(request, page), is_truncated(page)
+        position = _hand_out(rows, ordered, position, walk.last if more else None, take)
         if not more or position == len(ordered):
             return now
-        if rows:
-            cursor = last
-            request = _request(cursor, ordered[position], ordered[-1])
-        else:
-            request = next_request(request, page)
+        follow = _request(walk.last, ordered[position], ordered[-1])
+        request = follow if rows else walk.next_request(request, page)
     return now
 
 
 def scan_all(prefix: str, take: Callable[[Rows], None]) -> Look[datetime | None]:
-    """Walk everything under a prefix, for paths that don't tell where a patient's keys begin."""
+    """Walk everything under a prefix, for paths that don't tell where a patient's keys begin; raises as the other."""
     now: datetime | None = None
     request: dict[str, Any] | None = {"Prefix": prefix}
-    first = True
+    walk, first = Walk(), True
     while request is not None:
         page = yield request
         now, first = (server_time(page) if first else now), False
-        take(page.get("Contents", ()))
-        request = next_request(request, page)
+        take(walk.rows(request, page))
+        request = walk.next_request(request, page)
     return now
 
 
@@ -118,16 +111,6 @@ def _request(cursor: str, span: Span, last: Span) -> dict[str, Any]:
     prefix = commonprefix([span.prefix, last.prefix])  # noqa: RUF071 - of keys, not of folders
     start_after = max(cursor, span.start_after)
     return {"Prefix": prefix, **({"StartAfter": start_after} if start_after >= prefix else {})}
-
-
-def _last_key(rows: Rows, cursor: str) -> str:
-    last: str = rows[-1]["Key"] if rows else cursor
-    if rows and last <= cursor:
-        raise HealthExConfigurationError(
-            "This storage does not list keys in their order, as a general purpose bucket of S3 does: a cohort can't be "
-            "looked for there. Wait for each patient with HealthExDataArrivalSensor."
-        )
-    return last
 
 
 def _hand_out(

@@ -101,7 +101,6 @@ def refuse_foreign_syntax(path: str) -> None:
         )
 
 
-@lru_cache(maxsize=256)
 def parse_template(path: str) -> tuple[str | Variable, ...]:
     """
     Split a path into literal text and variables.
@@ -113,6 +112,11 @@ def parse_template(path: str) -> tuple[str | Variable, ...]:
         raise HealthExConfigurationError(
             f"The delivery path is {path!r}; give the key, the prefix ending in '/', or the glob to wait for."
         )
+    return _parse_text(path)
+
+
+@lru_cache(maxsize=256)
+def _parse_text(path: str) -> tuple[str | Variable, ...]:
     refuse_foreign_syntax(path)
     parts = tuple(_parts(path))
     for position, part in enumerate(parts):
@@ -240,6 +244,33 @@ def literal_prefix(path: str, *, wildcard: bool = False) -> str:
 def variables(path: str) -> tuple[str, ...]:
     """Return the names of the path's variables, each once, in their order."""
     return tuple(dict.fromkeys(part.name for part in parse_template(path) if isinstance(part, Variable)))
+
+
+def surroundings(path: str, *, wildcard: bool = False) -> tuple[str, str, str]:
+    """
+    Return the path's first variable, and the literals beside it.
+
+    What lies between a literal and a ``*`` is not beside it: it is as far as the literal goes.
+    """
+    parts = _parse(path, wildcard)
+    position, variable = next((i, part) for i, part in enumerate(parts) if isinstance(part, Variable))
+    before = parts[position - 1] if position else ""
+    after = parts[position + 1] if position + 1 < len(parts) else ""
+    assert isinstance(before, str)
+    assert isinstance(after, str)
+    if wildcard:
+        before, after = re.split(r"[*?\[\]]", before)[-1], _literal(after)
+    return variable.name, before, after
+
+
+def first_unclear_separator(path: str) -> str | None:
+    """Return the first literal between two variables that an id may contain as well, or None."""
+    parts = parse_template(path)
+    for before, literal, after in zip(parts, parts[1:], parts[2:], strict=False):
+        between = isinstance(before, Variable) and isinstance(after, Variable)
+        if between and isinstance(literal, str) and "/" not in literal:
+            return literal
+    return None
 
 
 def names_patient(path: str) -> bool:

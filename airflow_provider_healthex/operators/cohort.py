@@ -1,4 +1,4 @@
-"""Asking HealthEx for a refresh of many patients in one task: each once, and never again by accident."""
+"""Requests a refresh of many patients in one task: each once, and never again by accident."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timezone
+from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import (
@@ -27,12 +29,12 @@ from airflow_provider_healthex.exceptions import (
 )
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
-from airflow_provider_healthex.operators.base import HealthExOperator
-from airflow_provider_healthex.operators.journal import CohortJournal
+from airflow_provider_healthex.operators.base import HealthExOperator, boolean, is_literal, optional_flag
+from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, CohortJournal, StoreError
 from airflow_provider_healthex.operators.outcomes import (
     AMBIGUOUS,
     FAILED,
-    NOT_ASKED,
+    NOT_REQUESTED,
     Outcome,
     Summary,
     shown,
@@ -40,14 +42,14 @@ from airflow_provider_healthex.operators.outcomes import (
 from airflow_provider_healthex.operators.retrying import ON_AMBIGUOUS, may_be_retried
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
 #: Seconds between two lines of progress in the log.
 REPORT_EVERY = 10.0
 #: Patients whose error the log has in full; the result has them all.
 FAILURES_LOGGED = 20
 
-#: What no patient can help, nor Airflow's retry: somebody must mend the connection or its user.
+#: Errors that every patient would get: the connection or its user has to be corrected.
 _REFUSALS = (
     HealthExAuthenticationError,
     HealthExPermissionError,
@@ -58,85 +60,93 @@ _REFUSALS = (
 
 class HealthExUpdateCohortOperator(HealthExOperator):
     """
-    Asks HealthEx to refresh many patients' data in one task, several at once, and says what came of each.
+    Requests a refresh of many patients' data in one task, several at once, and returns the outcome of each.
 
     Give its output to a ``HealthExCohortArrivalSensor``, or map it over chunks:
     ``.partial(task_id=…).expand(patient_ids=chunks)``. Each patient's failure is reported and the others go on.
-    After 401, 403, an expired token, a service that seems down or a Retry-After of more than 300 s nobody more is
-    asked, and the task fails. Nor is anybody after ``on_kill``.
+    After 401, 403, an expired token, a service that seems down or a Retry-After of more than 300 s no more patients
+    are requested, and the task fails. The same after ``on_kill``.
 
-    HealthEx has no idempotency key and bills each retrieval, so nobody is asked twice by accident:
+    HealthEx has no idempotency key and bills each retrieval, so no patient is requested twice by accident:
 
-    - On Airflow >= 3.3 with ``durable``, a retry, also of a killed task, asks only for those who were not asked or
-      whose error another try may mend (not 404 and other 4xx). Those who were just being asked when the task was
-      killed are ambiguous. A clear by a person starts over, and asks for everybody again.
+    - On Airflow >= 3.3 with ``durable``, a retry, also of a killed task, requests only patients who were not requested
+      or whose error another try may mend (not 404 and other 4xx). Those whose request was in flight when the task was
+      killed are ambiguous. A clear by a person starts over, and requests all of them again.
     - Otherwise, once HealthEx accepted or may have accepted any, a failure of the task is final. **A killed process
-      can't be told from one that never began: Airflow retries it, and it asks for everybody again.** Set
-      ``retries=0`` where that must not be.
+      looks like one that never began: Airflow retries it, and it requests all patients again.** Set ``retries=0``
+      where that must not be.
 
     :param patient_ids: HealthEx's ids, as text, or ``{"patient_id": …, "external_id": …}`` to carry your own id
-        through to the sensor (templated). Who is named twice is asked once. All are checked before anybody is asked.
-        None at all: the task is skipped, as Airflow does when mapping over nothing.
+        through to the sensor (templated). Duplicates are requested once. All are checked before any is requested.
+        An empty list skips the task, as Airflow does when mapping over nothing.
     :param project_id: the project, default the connection's (templated).
-    :param skip_interactive: ``skipInteractive`` of the API; None: not sent.
+    :param skip_interactive: ``skipInteractive`` of the API; None: not sent (templated; also ``"true"``, ``"false"``).
     :param max_concurrency: requests at once, 1 to 32. The connection's ``requests_per_second`` holds for all.
-    :param max_failures: how many may fail, as a count (int) or as a fraction of the patients (float below 1). A
-        patient who must act is no failure.
+    :param max_failures: how many may fail, as a count (int) or as a fraction of the patients (float below 1), rounded
+        up. A patient who needs to act is no failure.
     :param on_ambiguous: what to do where nobody knows whether HealthEx accepted an update: ``assume_started``: it is
-        in progress with ``"ambiguous": True``, and the sensor tells the truth; ``fail``: it counts as failed, and a
-        retry does not ask again; ``retry``: it counts as failed, and with ``durable`` a retry asks again, which may
-        bill a second retrieval.
-    :param durable: on Airflow >= 3.3, keep in the task's state store what was asked and answered. No effect below.
+        in progress with ``"ambiguous": True``, and the sensor shows whether data arrives; ``fail``: it counts as
+        failed, and a retry does not request it again; ``retry``: it counts as failed, and with ``durable`` a retry
+        requests it again, which may bill a second retrieval.
+    :param durable: on Airflow >= 3.3, keep in the task's state store what was requested and answered. No effect below.
     :param healthex_conn_id: the Airflow connection (templated).
     :returns: ``project_id``, ``organization_id``, ``requested_at`` (the earliest), and, in the order of
         ``patient_ids``: ``in_progress`` (``patient_id``, ``requested_at``, perhaps ``external_id``, ``ambiguous``),
         ``patient_action_needed`` (``patient_id``, ``reason``), ``failed`` (``patient_id``, ``status_code``,
-        ``error``: the class's name). Where some were not asked, which fails the task, also ``not_asked`` (ids). The
-        result is pushed before the task fails.
-    :raises AirflowFailException: more than ``max_failures`` failed, none is in progress, some were not asked, or
+        ``error``: the class's name). Where some were not requested, which fails the task, also ``not_asked`` (ids).
+        The result is pushed before the task fails.
+    :raises AirflowFailException: more than ``max_failures`` failed, none is in progress, some were not requested, or
         401 or 403; and no retry may or could mend it.
     :raises HealthExError: the same, where a retry goes on with the rest.
+    :raises StoreError: the state store took no more writes, and some patients were not requested; a retry goes on
+        with the rest.
     """
 
-    template_fields: Sequence[str] = ("patient_ids", "project_id", "healthex_conn_id")
+    template_fields: Sequence[str] = ("patient_ids", "project_id", "skip_interactive", "healthex_conn_id")
     operator_extra_links = (HealthExProjectLink(),)
     ui_color = "#d9ebf7"
 
     def __init__(
         self,
         *,
-        patient_ids: Sequence[str | Mapping[str, str]],
-        project_id: str | None = None,
-        skip_interactive: bool | None = None,
+        patient_ids: Sequence[str | Mapping[str, str]] | XComArg,
+        project_id: str | XComArg | None = None,
+        skip_interactive: bool | str | XComArg | None = None,
         max_concurrency: int = 8,
         max_failures: float = 0.05,
         on_ambiguous: str = "assume_started",
         durable: bool = True,
-        healthex_conn_id: str = HealthExHook.default_conn_name,
+        healthex_conn_id: str | XComArg = HealthExHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if self.is_final(None):
+            check_when_parsed(patient_ids)
+        self.check_project_id(project_id)
+        if self.is_final(skip_interactive):
+            optional_flag("skip_interactive", skip_interactive)
         self.patient_ids = patient_ids
         self.project_id = project_id
         self.skip_interactive = skip_interactive
         self.max_concurrency = check_concurrency(max_concurrency)
         self.max_failures = check_max_failures(max_failures)
         self.on_ambiguous = one_of("on_ambiguous", on_ambiguous, ON_AMBIGUOUS)
-        self.durable = durable
+        self.durable = boolean("durable", durable)
         self.healthex_conn_id = healthex_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Ask for those whom no earlier try of this task has asked."""
+        """Request the patients that no earlier try of this task has requested."""
         try:
             external_ids = read_cohort(self.patient_ids)
             if not external_ids:
-                raise AirflowSkipException("patient_ids is empty: there is nobody to ask for.")
-            project_id = self.hook.resolve_project_id(self.project_id)
+                raise AirflowSkipException("patient_ids is empty: there are no patients to request")
+            project_id = self.resolve_project_id()
+            skip_interactive = optional_flag("skip_interactive", self.skip_interactive)
         except HealthExError as error:
             raise AirflowFailException(str(error)) from error
         journal = CohortJournal.open(context) if self.durable else CohortJournal()
         summary = Summary(external_ids, journal.outcomes, self.on_ambiguous == "assume_started")
-        run = _Run(self, context, journal, summary, project_id)
+        run = _Run(self, context, journal, summary, project_id, skip_interactive)
         return run.execute()
 
 
@@ -150,12 +160,14 @@ class _Run:
         journal: CohortJournal,
         summary: Summary,
         project_id: str,
+        skip_interactive: bool | None,
     ) -> None:
         self.task = task
         self.context = context
         self.journal = journal
         self.summary = summary
         self.project_id = project_id
+        self.skip_interactive = skip_interactive
         self.organization_id: str | None = None
         self.refusal: HealthExError | None = None
         self.partial = 0
@@ -163,45 +175,49 @@ class _Run:
         self.reported_at = time.monotonic()
 
     def execute(self) -> dict[str, Any]:
-        to_ask = [patient_id for patient_id in self.summary.external_ids if self._is_to_be_asked(patient_id)]
-        known = len(self.summary.external_ids) - len(to_ask)
+        to_request = [patient_id for patient_id in self.summary.external_ids if self._is_to_be_requested(patient_id)]
+        known = len(self.summary.external_ids) - len(to_request)
         if known:
-            self.task.log.info("Earlier tries of this task have asked for %d; %d are left", known, len(to_ask))
+            self.task.log.info(
+                "Earlier tries of this task have requested %d patients; %d are left", known, len(to_request)
+            )
+            if self.journal.run_was_cleared:
+                self.task.log.warning("%s", IF_JUST_CLEARED)
         try:
             self.organization_id = self.task.hook.get_conn().organization_id
-            self._ask(to_ask)
+            self._request(to_request)
         except HealthExError as error:
             self._fail(str(error), error)
+        except StoreError as error:
+            self._without_store(error)
         except (Exception, AirflowTaskTimeout) as error:
             self._break_off(error)
         return self._conclude()
 
-    def _is_to_be_asked(self, patient_id: str) -> bool:
+    def _is_to_be_requested(self, patient_id: str) -> bool:
         outcome = self.journal.outcomes.get(patient_id)
-        if outcome is None or outcome.kind == NOT_ASKED:
+        if outcome is None or outcome.kind == NOT_REQUESTED:
             return True
         if outcome.kind == AMBIGUOUS:
             return self.task.on_ambiguous == "retry"
         return outcome.kind == FAILED and outcome.again
 
-    def _ask(self, patient_ids: list[str]) -> None:
-        task = self.task
-        updates = task.hook.update_patients_data(
+    def _request(self, patient_ids: list[str]) -> None:
+        updates = self.task.hook.update_patients_data(
             patient_ids,
             project_id=self.project_id,
-            skip_interactive=task.skip_interactive,
-            max_concurrency=task.max_concurrency,
+            skip_interactive=self.skip_interactive,
+            max_concurrency=self.task.max_concurrency,
             checkpoint=self.journal.checkpoint,
         )
         with closing(updates):  # type: ignore[type-var]
             for came in updates:
                 self._note(came)
-        # It ended of itself, so that whoever has no outcome was handed over and never sent.
-        self.journal.withdraw(self.journal.unanswered)
+        # It ended by itself: no patient is in flight any more.
         self.journal.checkpoint()
 
     def _note(self, came: PatientUpdate | PatientUpdateFailure) -> None:
-        self.journal.note(Outcome.of(came, self.journal.lost_since(came.patient_id)))
+        self.journal.note(Outcome.of(came, self.journal.may_have_started_at(came.patient_id)))
         if isinstance(came, PatientUpdate):
             self.partial += came.skipped_facilities_count > 0
         else:
@@ -216,19 +232,34 @@ class _Run:
         if self.failures_logged <= FAILURES_LOGGED:
             self.task.log.warning("%s", error)
         if self.failures_logged == FAILURES_LOGGED:
-            self.task.log.warning("Further errors are in the result alone")
+            self.task.log.warning("Further errors are only in the result")
 
     def _report(self) -> None:
         self.task.log.info("%s", self.summary.progress())
         self.reported_at = time.monotonic()
 
+    def _without_store(self, error: StoreError) -> None:
+        """Go on to the result where everybody was requested; otherwise leave the rest to a retry."""
+        self.journal.keep()
+        left = self.summary.of_kind(NOT_REQUESTED)
+        if not left:
+            self.task.log.warning("%s, after all patients were requested", error)
+            return
+        self._report()
+        self._push()
+        raise StoreError(
+            f"{len(left)} of {len(self.summary.external_ids)} patients were not requested: {error}. "
+            f"{self.summary.progress()}"
+        ) from error
+
     def _break_off(self, error: BaseException) -> NoReturn:
-        """Leave with an error that is none of HealthEx's; who was handed over may have been asked."""
+        """Leave with an error that isn't HealthEx's; patients in flight are ambiguous."""
         now = datetime.now(timezone.utc).replace(microsecond=0)
         for patient_id in self.journal.unanswered:
-            # In memory: the store, if it was that which failed, has them as asked.
-            since = self.journal.lost_since(patient_id) or now
+            # In memory: the store has them as in flight.
+            since = self.journal.may_have_started_at(patient_id) or now
             self.journal.outcomes[patient_id] = Outcome(patient_id, AMBIGUOUS, requested_at=since)
+        self.journal.keep()
         self._report()
         self._push()
         if self.summary.may_have_started and not self.journal.is_kept:
@@ -239,10 +270,10 @@ class _Run:
         self._report()
         log, summary = self.task.log, self.summary
         if self.partial:
-            log.warning("%d partial updates: HealthEx skipped some of the patients' facilities", self.partial)
+            log.warning("%d partial updates: HealthEx skipped some of these patients' facilities", self.partial)
         ambiguous = [each.patient_id for each in summary.of_kind(AMBIGUOUS)]
         if ambiguous:
-            log.warning("%d may have started, nobody knows: %s", len(ambiguous), shown(ambiguous))
+            log.warning("%d ambiguous updates, which may have started: %s", len(ambiguous), shown(ambiguous))
         reason = self._why_it_fails()
         if reason:
             self._fail(reason, self.refusal)
@@ -250,17 +281,20 @@ class _Run:
 
     def _why_it_fails(self) -> str:
         summary, total = self.summary, len(self.summary.external_ids)
-        failed, not_asked = len(summary.failed), len(summary.of_kind(NOT_ASKED))
-        limit = self.task.max_failures
+        failed, not_requested = len(summary.failed), len(summary.of_kind(NOT_REQUESTED))
         details = f" Failed: {summary.failures()}." if failed else ""
         if self.refusal:
-            return f"HealthEx can't be asked: {self.refusal} {summary.progress()}, {not_asked} not asked.{details}"
-        if not_asked:
-            return f"{not_asked} of {total} patients were not asked. {summary.progress()}.{details}"
+            return f"{self.refusal} {summary.progress()}, {not_requested} not requested.{details}"
+        if not_requested:
+            return f"{not_requested} of {total} patients were not requested. {summary.progress()}.{details}"
         if not summary.in_progress:
             return f"HealthEx accepted no update at all. {summary.progress()}.{details}"
-        if failed > (limit if isinstance(limit, int) else limit * total):
-            return f"{failed} of {total} patients failed, more than max_failures={limit}.{details}"
+        allowed = failures_allowed(self.task.max_failures, total)
+        if failed > allowed:
+            return (
+                f"{failed} of {total} patients failed, more than max_failures={self.task.max_failures} allows "
+                f"({allowed}).{details}"
+            )
         return ""
 
     def _fail(self, reason: str, error: HealthExError | None) -> NoReturn:
@@ -274,9 +308,9 @@ class _Run:
     def _a_retry_may_help(self, error: HealthExError | None) -> bool:
         if error is not None and not self.summary.may_have_started:
             return may_be_retried(error, self.task.on_ambiguous)
-        # Where some have started, also after 401 and 403: what is mended before the next try lets it go on with the
-        # rest, while a clear would ask for everybody again.
-        return any(self._is_to_be_asked(patient_id) for patient_id in self.summary.external_ids)
+        # Where some have started, also after 401 and 403: a connection that is corrected before the next try lets it
+        # go on with the rest, while a clear would request all patients again.
+        return any(self._is_to_be_requested(patient_id) for patient_id in self.summary.external_ids)
 
     def _push(self) -> None:
         if not self.task.do_xcom_push:
@@ -293,8 +327,8 @@ class _Run:
 
 
 _FINAL = (
-    "It is not retried, since HealthEx may have started updates and this task would ask for them again: "
-    "see the task's result for who is what."
+    "Not retried: HealthEx may have started updates, and this task would request them again. "
+    "The task's result has the outcome of each patient."
 )
 
 
@@ -305,20 +339,42 @@ def check_max_failures(max_failures: object) -> float:
     if isinstance(max_failures, float) and 0 <= max_failures < 1:
         return max_failures
     raise HealthExConfigurationError(
-        f"max_failures is {max_failures!r}; give a count (a whole number from 0) or a fraction (from 0.0 to below 1)."
+        f"max_failures must be a count (int) or a fraction below 1 (float), such as 0.05 (got {max_failures!r})"
     )
+
+
+def failures_allowed(max_failures: float, total: int) -> int:
+    """Return the count that a fraction of the patients means, rounded up."""
+    if isinstance(max_failures, int):
+        return max_failures
+    # By its decimal digits: 0.29 * 100 is more than 29 in floating point.
+    return ceil(Fraction(str(max_failures)) * total)
+
+
+def check_when_parsed(patient_ids: object) -> None:
+    """Refuse what the DAG file has of a cohort, as far as it isn't rendered or resolved later."""
+    if is_literal(patient_ids):
+        read_cohort(patient_ids)
+    elif isinstance(patient_ids, (list, tuple)):
+        for index, entry in enumerate(patient_ids):
+            if is_literal(entry):
+                _read_entry(index, entry)
 
 
 def read_cohort(patient_ids: object) -> dict[str, str | None]:
     """
-    Return each patient's external id, or None, by HealthEx's id, in the order they were given.
+    Return the patients in the order they were given, each with its external id or None.
 
-    :raises HealthExConfigurationError: saying which entry can't be used.
+    :raises HealthExConfigurationError: it isn't a list, or an entry can't be used; its position is named.
     """
+    if patient_ids is None:
+        raise HealthExConfigurationError(
+            "patient_ids must be a list of ids (got None): the task or parameter it comes from has no value"
+        )
     if isinstance(patient_ids, (str, bytes, Mapping)) or not isinstance(patient_ids, Iterable):
         raise HealthExConfigurationError(
-            f"patient_ids is a {type(patient_ids).__name__}; give a list of ids. A template gives a list only with "
-            "the DAG's render_template_as_native_obj=True; a task's output does so as it is."
+            f"patient_ids must be a list of ids (got {type(patient_ids).__name__}). A template gives a list only with "
+            "the DAG's render_template_as_native_obj=True; a task's output does so as it is"
         )
     cohort: dict[str, str | None] = {}
     for index, entry in enumerate(patient_ids):
@@ -326,7 +382,7 @@ def read_cohort(patient_ids: object) -> dict[str, str | None]:
         earlier = cohort.get(patient_id)
         if earlier is not None and external_id is not None and earlier != external_id:
             raise HealthExConfigurationError(
-                f"patient_ids[{index}]: patient {patient_id} has another external id than before; give one."
+                f"patient_ids[{index}] must have the same external id as an earlier entry of patient '{patient_id}'"
             )
         cohort[patient_id] = earlier if earlier is not None else external_id
     return cohort
@@ -339,9 +395,9 @@ def _read_entry(index: int, entry: object) -> tuple[str, str | None]:
     unknown = [str(key) for key in entry if key not in ("patient_id", "external_id")]
     if unknown or "patient_id" not in entry:
         raise HealthExConfigurationError(
-            f"{name} has the keys {sorted(map(str, entry))}; give 'patient_id' and, where there is one, 'external_id'."
+            f"{name} must have the key 'patient_id', and may have 'external_id' (got {sorted(map(str, entry))})"
         )
     external_id = entry.get("external_id")
     if external_id is not None:
-        external_id = identifier(f"{name}['external_id']", external_id)
+        external_id = identifier(f"{name}['external_id']", external_id, shown=False)
     return identifier(f"{name}['patient_id']", entry["patient_id"]), external_id

@@ -1,4 +1,4 @@
-"""Who has consented to a project, ready to be refreshed."""
+"""The patients who have consented to a project, ready to be refreshed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_provider_healthex.operators.base import HealthExOperator
 from airflow_provider_healthex.operators.retrying import may_be_retried
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
 
 class HealthExListConsentedPatientsOperator(HealthExOperator):
@@ -26,14 +26,15 @@ class HealthExListConsentedPatientsOperator(HealthExOperator):
     With ``chunk_size`` the output is what a cohort operator is mapped over: ``.expand(patient_ids=listed.output)``.
 
     :param project_id: the project, default the connection's (templated).
-    :param min_days_left: leave out whose consent ends within this many days; with 0, whose consent has ended.
-        Whose end HealthEx doesn't say stays in: the update itself tells, and costs nothing if the consent has ended.
+    :param min_days_left: leave out patients whose consent ends within this many days; with 0, those whose consent has
+        ended. Patients for whom HealthEx reports no end stay in: a request after the end of a consent is answered
+        with ``PATIENT_ACTION_NEEDED``.
     :param chunk_size: patients in a chunk; None: one list. Airflow maps over ``[core] max_map_length`` chunks at
         most (1,024 by default).
     :param healthex_conn_id: the Airflow connection (templated).
     :returns: the ids, sorted, as a list, or with ``chunk_size`` as a list of lists.
-    :raises AirflowFailException: from the typed error, for what asking again can't mend.
-    :raises HealthExError: for what it may mend.
+    :raises AirflowFailException: from the typed error, for permanent errors.
+    :raises HealthExError: for transient errors; Airflow may retry.
     """
 
     template_fields: Sequence[str] = ("project_id", "healthex_conn_id")
@@ -43,24 +44,25 @@ class HealthExListConsentedPatientsOperator(HealthExOperator):
     def __init__(
         self,
         *,
-        project_id: str | None = None,
+        project_id: str | XComArg | None = None,
         min_days_left: float = 0,
         chunk_size: int | None = None,
-        healthex_conn_id: str = HealthExHook.default_conn_name,
+        healthex_conn_id: str | XComArg = HealthExHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.check_project_id(project_id)
         self.project_id = project_id
         self.min_days_left = at_least("min_days_left", min_days_left, 0, " days")
         if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
-            raise HealthExConfigurationError(f"chunk_size is {chunk_size!r}; give a whole number from 1, or None.")
+            raise HealthExConfigurationError(f"chunk_size must be a whole number from 1, or None (got {chunk_size!r})")
         self.chunk_size = chunk_size
         self.healthex_conn_id = healthex_conn_id
 
     def execute(self, context: Context) -> list[str] | list[list[str]]:
         """List them."""
         try:
-            patients = self.hook.list_consented_patients(project_id=self.project_id)
+            patients = self.hook.list_consented_patients(project_id=self.resolve_project_id())
         except HealthExError as error:
             if may_be_retried(error, on_ambiguous="fail"):
                 raise
@@ -68,8 +70,8 @@ class HealthExListConsentedPatientsOperator(HealthExOperator):
         end = datetime.now(timezone.utc) + timedelta(days=self.min_days_left)
         ids = sorted(each.patient_id for each in patients if each.expires_at is None or each.expires_at > end)
         self.log.info(
-            "%d patients have consented; %d are left out, since their consent ends within %g days; of %d HealthEx "
-            "doesn't say when it ends",
+            "%d patients have consented; %d are left out, since their consent ends within %g days; for %d HealthEx "
+            "reports no end",
             len(patients),
             len(patients) - len(ids),
             self.min_days_left,
@@ -82,7 +84,7 @@ class HealthExListConsentedPatientsOperator(HealthExOperator):
         limit = conf.getint("core", "max_map_length", fallback=1024)
         if len(chunks) > limit:
             self.log.warning(
-                "%d chunks are more than the %d Airflow maps over: take a chunk_size of %d or more",
+                "%d chunks are more than the %d Airflow maps over: set chunk_size to %d or more",
                 len(chunks),
                 limit,
                 -(-len(ids) // limit),

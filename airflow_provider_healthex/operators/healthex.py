@@ -1,7 +1,8 @@
-"""The operators; and of them, the one that asks for one patient: once, and never again by accident."""
+"""The operators; and of them, the one that requests one patient: once, and never again by accident."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -17,14 +18,14 @@ from airflow_provider_healthex.client.reasons import patient_action_needed
 from airflow_provider_healthex.exceptions import HealthExError, HealthExUpdateAmbiguousError
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
-from airflow_provider_healthex.operators.base import HealthExOperator
+from airflow_provider_healthex.operators.base import HealthExOperator, boolean, optional_flag
 from airflow_provider_healthex.operators.cohort import HealthExUpdateCohortOperator
 from airflow_provider_healthex.operators.consents import HealthExListConsentedPatientsOperator
-from airflow_provider_healthex.operators.journal import UpdateJournal
+from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, UpdateJournal
 from airflow_provider_healthex.operators.retrying import ON_AMBIGUOUS, may_be_retried
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
 __all__ = [
     "HealthExListConsentedPatientsOperator",
@@ -37,95 +38,114 @@ ON_PATIENT_ACTION = ("fail", "skip", "return")
 
 class HealthExUpdatePatientOperator(HealthExOperator):
     """
-    Asks HealthEx to refresh one patient's data, and returns what it answered.
+    Requests a refresh of one patient's data, and returns HealthEx's answer.
 
     The call only starts the retrieval; the data comes minutes to about an hour later (docs.healthex.io). Give this
     task's output to a :class:`~airflow_provider_healthex.sensors.healthex.HealthExDataArrivalSensor`, which waits
-    for objects newer than ``requested_at``.
+    for objects newer than ``requested_at``. For one key of it, as in ``refresh.output["patient_id"]``, set
+    ``multiple_outputs=True``, Airflow's argument for that.
 
-    HealthEx has no idempotency key and bills each retrieval, so an update whose answer was lost is never repeated
-    by accident. See ``on_ambiguous`` and ``durable``.
+    HealthEx has no idempotency key and bills each retrieval, so an ambiguous update is never requested again by
+    accident. See ``on_ambiguous`` and ``durable``.
 
     :param patient_id: HealthEx's id of the patient (templated). It is shown in XCom and in logs.
     :param project_id: the project, default the connection's (templated).
-    :param skip_interactive: ``skipInteractive`` of the API; None: not sent.
+    :param skip_interactive: ``skipInteractive`` of the API; None: not sent (templated; also ``"true"``, ``"false"``).
     :param on_patient_action: what to do when HealthEx answers ``PATIENT_ACTION_NEEDED``: ``fail`` (not retried),
         ``skip``, or ``return`` the answer, for branching. Of a mapped operator, ``return`` it, and let the mapped
         sensor ``skip``: where one mapped task is skipped, Airflow's default trigger rule skips all of the sensor.
     :param on_ambiguous: what to do when nobody knows whether HealthEx accepted the update: ``fail`` (not retried),
-        ``retry`` (Airflow may ask again, which may bill a second retrieval), or ``assume_started``: return it as
-        in progress with ``"ambiguous": True``; the sensor tells the truth.
-    :param durable: on Airflow >= 3.3, keep in the task's state store what was asked and answered, so that an
-        automatic retry resumes: an accepted update is returned, an ambiguous one is handled by ``on_ambiguous``.
-        A clear by a person starts over. No effect below 3.3.
+        ``retry`` (Airflow may request it again, which may bill a second retrieval), or ``assume_started``: return it
+        as in progress with ``"ambiguous": True``; the sensor then shows whether data arrives.
+    :param durable: on Airflow >= 3.3, keep intent and answer in the task's state store, so that an automatic retry
+        resumes: an accepted update is returned, an ambiguous one is handled by ``on_ambiguous``. A clear by a person
+        starts over. No effect below 3.3.
     :param healthex_conn_id: the Airflow connection (templated).
     :returns: ``project_id``, ``patient_id``, ``organization_id``, ``message``, ``patient_action_needed_reason``,
         ``retrieval_id``, ``skipped_facilities_count``, ``counts``, ``requested_at``.
-    :raises AirflowFailException: from the typed error, for what asking again can't mend: 401, 403, 404, other 4xx,
-        a bad connection, token or argument, a patient who must act, an ambiguous update.
+    :raises AirflowFailException: from the typed error, for permanent errors: 401, 403, 404, other 4xx, a bad
+        connection, token or argument, a patient who needs to act, an ambiguous update.
     :raises HealthExConnectionError: when the request never reached HealthEx; Airflow may retry.
-    :raises HealthExRateLimitError: for a 429 that outlasted the hook's own patience; Airflow may retry.
+    :raises HealthExRateLimitError: for a 429 that outlasted the client's own retries; Airflow may retry.
     :raises HealthExServerError: for a 503 with Retry-After, likewise.
     :raises HealthExUpdateAmbiguousError: with ``on_ambiguous="retry"``; Airflow may retry.
+    :raises StoreError: the state store could not keep the intent, and nothing was sent; Airflow may retry.
     """
 
-    template_fields: Sequence[str] = ("patient_id", "project_id", "healthex_conn_id")
+    template_fields: Sequence[str] = ("patient_id", "project_id", "skip_interactive", "healthex_conn_id")
     operator_extra_links = (HealthExProjectLink(),)
     ui_color = "#d9ebf7"
+
+    patient_id: Any  # text by the time `execute` runs
 
     def __init__(
         self,
         *,
-        patient_id: str,
-        project_id: str | None = None,
-        skip_interactive: bool | None = None,
+        patient_id: str | XComArg,
+        project_id: str | XComArg | None = None,
+        skip_interactive: bool | str | XComArg | None = None,
         on_patient_action: str = "fail",
         on_ambiguous: str = "fail",
         durable: bool = True,
-        healthex_conn_id: str = HealthExHook.default_conn_name,
+        healthex_conn_id: str | XComArg = HealthExHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if self.is_final(patient_id):
+            identifier("patient_id", patient_id)
+        self.check_project_id(project_id)
+        if self.is_final(skip_interactive):
+            optional_flag("skip_interactive", skip_interactive)
         self.patient_id = patient_id
         self.project_id = project_id
         self.skip_interactive = skip_interactive
         self.on_patient_action = one_of("on_patient_action", on_patient_action, ON_PATIENT_ACTION)
         self.on_ambiguous = one_of("on_ambiguous", on_ambiguous, ON_AMBIGUOUS)
-        self.durable = durable
+        self.durable = boolean("durable", durable)
         self.healthex_conn_id = healthex_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Ask, unless an earlier try of this task has."""
-        journal = UpdateJournal()
-        if self.durable:
-            journal = UpdateJournal.open(context, self.project_id, self.patient_id)
+        """Request the update, unless an earlier try of this task has."""
         try:
-            answer = journal.answer or self._ask(journal)
+            answer = self._answer(context)
         except HealthExError as error:
             if may_be_retried(error, self.on_ambiguous):
                 raise
             raise AirflowFailException(str(error)) from error
         return self._conclude(answer)
 
-    def _ask(self, journal: UpdateJournal) -> dict[str, Any]:
-        lost = journal.lost_since
-        if lost and self.on_ambiguous != "retry":
-            return self._handle_ambiguous(
-                HealthExUpdateAmbiguousError(
-                    f"An earlier try of this task asked HealthEx at {whole_seconds(lost)} to update patient "
-                    f"{self.patient_id} and ended before an answer was kept.",
-                    requested_at=lost,
-                )
-            )
-        # All that can fail before anything is sent comes before the journal says that something may have been.
+    def _answer(self, context: Context) -> dict[str, Any]:
         patient_id = identifier("patient_id", self.patient_id)
-        project_id = self.hook.resolve_project_id(self.project_id)
-        self.hook.get_conn().check_token()
-        self.log.info("Asking HealthEx to update patient %s", patient_id)
-        journal.begin()
+        skip_interactive = optional_flag("skip_interactive", self.skip_interactive)
+        journal = UpdateJournal()
+        if self.durable:
+            journal = UpdateJournal.open(context, self.project_id, patient_id)
+        if journal.answer:
+            self.log.info("Patient '%s' was requested by an earlier try of this task; its answer is kept", patient_id)
+            if journal.run_was_cleared:
+                self.log.warning("%s", IF_JUST_CLEARED)
+            return journal.answer
+        if journal.may_have_started_at and self.on_ambiguous != "retry":
+            return self._handle_ambiguous(self._left_by_an_earlier_try(journal, journal.may_have_started_at))
+        return self._request(journal, patient_id, skip_interactive)
+
+    def _left_by_an_earlier_try(self, journal: UpdateJournal, since: datetime) -> HealthExUpdateAmbiguousError:
+        return HealthExUpdateAmbiguousError(
+            f"Patient '{self.patient_id}' may have been requested at {whole_seconds(since)}: an earlier try of this "
+            "task stored that it was about to request the update, and ended before an answer was kept. "
+            + (IF_JUST_CLEARED if journal.run_was_cleared else "To request it again, clear this task."),
+            requested_at=since,
+        )
+
+    def _request(self, journal: UpdateJournal, patient_id: str, skip_interactive: bool | None) -> dict[str, Any]:
+        earlier = journal.may_have_started_at
+        project_id = self.resolve_project_id()
+        client = self.hook.get_conn()
+        client.check_token()
+        self.log.info("Requesting an update of patient '%s'", patient_id)
         try:
-            update = self.hook.update_patient_data(
-                patient_id, project_id=project_id, skip_interactive=self.skip_interactive
+            update = client.update_patient(
+                project_id, patient_id, skip_interactive=skip_interactive, checkpoint=journal.checkpoint
             )
         except HealthExUpdateAmbiguousError as error:
             journal.lose(error.requested_at)
@@ -133,7 +153,9 @@ class HealthExUpdatePatientOperator(HealthExOperator):
         except HealthExError:
             journal.withdraw()
             raise
-        answer = replace(update, requested_at=lost or update.requested_at).to_dict()
+        answer = replace(update, requested_at=earlier or update.requested_at).to_dict()
+        # First of all: whatever happens to the store or to this process, the answer is somewhere.
+        self.log.info("HealthEx answered for patient '%s': %s", patient_id, json.dumps(answer))
         journal.end(answer)
         return answer
 
@@ -142,29 +164,29 @@ class HealthExUpdatePatientOperator(HealthExOperator):
             raise error
         self.log.warning("%s It is assumed to have started, as on_ambiguous says.", error)
         return assumed_update(
-            self.hook.resolve_project_id(self.project_id),
+            self.resolve_project_id(),
             self.patient_id,
             self._organization_id(),
             error.requested_at or datetime.now(timezone.utc),
         )
 
     def _organization_id(self) -> str | None:
-        """Return the organisation, or None where the token has ended meanwhile: what was asked is told all the same."""
+        """Return the organization, or None where the token has ended meanwhile: that must not fail the task."""
         try:
             return self.hook.get_conn().organization_id
         except HealthExError as error:
-            self.log.warning("The organisation isn't known: %s", error)
+            self.log.warning("The organization is unknown: %s", error)
             return None
 
     def _conclude(self, answer: dict[str, Any]) -> dict[str, Any]:
         if answer["skipped_facilities_count"]:
             self.log.warning(
-                "A partial update: HealthEx skipped %s facilities of patient %s",
-                answer["skipped_facilities_count"],
+                "Partial update of patient '%s': HealthEx skipped %s facilities",
                 self.patient_id,
+                answer["skipped_facilities_count"],
             )
         if answer["message"] == IN_PROGRESS:
-            self.log.info("HealthEx is refreshing patient %s, asked at %s", self.patient_id, answer["requested_at"])
+            self.log.info("Patient '%s' is in progress, requested at %s", self.patient_id, answer["requested_at"])
             return answer
         needed = patient_action_needed(self.patient_id, answer["patient_action_needed_reason"])
         if self.on_patient_action == "fail":
@@ -178,7 +200,7 @@ class HealthExUpdatePatientOperator(HealthExOperator):
 def assumed_update(
     project_id: str, patient_id: str, organization_id: str | None, requested_at: datetime
 ) -> dict[str, Any]:
-    """Return the result of an update that may have started, with ``ambiguous`` to tell it from one that did."""
+    """Return the result of an update that may have started, marked as ``ambiguous``."""
     update = PatientUpdate(
         project_id=project_id,
         patient_id=patient_id,

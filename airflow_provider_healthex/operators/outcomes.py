@@ -1,4 +1,4 @@
-"""What became of each patient of a cohort, what a retry does about it, and how a task's result says it."""
+"""The outcome of each patient of a cohort, what a retry does about it, and the form it has in a task's result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IN_PROGRESS = "in_progress"
 NEEDS_PATIENT = "needs_patient"
 AMBIGUOUS = "ambiguous"
 FAILED = "failed"
-NOT_ASKED = "not_asked"
+NOT_REQUESTED = "not_requested"
 
 #: Patients whose ids a message shows.
 SHOWN = 5
@@ -29,14 +29,14 @@ SHOWN = 5
 @dataclass(frozen=True)
 class Outcome:
     """
-    What became of one patient.
+    The outcome of one patient.
 
-    :param kind: ``in_progress``, ``needs_patient``, ``ambiguous``, ``failed`` or ``not_asked``.
-    :param requested_at: the baseline of arrival where something may come, UTC in whole seconds.
-    :param reason: why the patient must act.
+    :param kind: ``in_progress``, ``needs_patient``, ``ambiguous``, ``failed`` or ``not_requested``.
+    :param requested_at: the moment of the request where a delivery may come, UTC in whole seconds.
+    :param reason: why patient action is needed.
     :param status_code: of the error, where the service answered one.
     :param error: the error's class name.
-    :param again: whether asking again may help; not where the service refused this patient.
+    :param again: whether another request may help; not where the service rejected this patient.
     """
 
     patient_id: str
@@ -48,21 +48,21 @@ class Outcome:
     again: bool = False
 
     @classmethod
-    def of(cls, came: PatientUpdate | PatientUpdateFailure, lost_since: datetime | None) -> Outcome:
+    def of(cls, came: PatientUpdate | PatientUpdateFailure, may_have_started_at: datetime | None) -> Outcome:
         """
-        Return the outcome of asking.
+        Return the outcome of a request.
 
-        :param lost_since: the baseline of an earlier update of the patient that may have started. It is the baseline
-            of one that did as well; and an error of the later one doesn't tell that the earlier one didn't start.
+        :param may_have_started_at: ``requested_at`` of an earlier, ambiguous update of the patient. It stays the
+            patient's ``requested_at``; and an error of the later one doesn't mean that the earlier one didn't start.
         """
         if isinstance(came, PatientUpdate):
             if came.needs_patient:
                 return cls(came.patient_id, NEEDS_PATIENT, reason=came.patient_action_needed_reason)
-            return cls(came.patient_id, IN_PROGRESS, requested_at=lost_since or came.requested_at)
+            return cls(came.patient_id, IN_PROGRESS, requested_at=may_have_started_at or came.requested_at)
         error = came.error
         status_code = getattr(error, "status_code", None)
-        if lost_since or isinstance(error, HealthExUpdateAmbiguousError):
-            since = lost_since or getattr(error, "requested_at", None)
+        if may_have_started_at or isinstance(error, HealthExUpdateAmbiguousError):
+            since = may_have_started_at or getattr(error, "requested_at", None)
             return cls(came.patient_id, AMBIGUOUS, requested_at=since, status_code=status_code)
         return cls(
             came.patient_id,
@@ -86,7 +86,7 @@ class Outcome:
 
     @classmethod
     def from_record(cls, patient_id: str, record: Mapping[str, Any]) -> Outcome:
-        """Read what `to_record` gave."""
+        """Read what `to_record` returned."""
         since = record.get("requested_at")
         return cls(patient_id, **{**record, "requested_at": datetime.fromisoformat(since) if since else None})
 
@@ -97,8 +97,8 @@ class Summary:
     The outcomes of a cohort, in the cohort's order, as ``on_ambiguous`` has them.
 
     :param external_ids: of every patient of the cohort the external id, or None.
-    :param outcomes: by patient; who has none was not asked.
-    :param assume_started: whether an ambiguous update is taken for one in progress; else it has failed.
+    :param outcomes: by patient; a patient without one was not requested.
+    :param assume_started: whether an ambiguous update counts as in progress; else it counts as failed.
     """
 
     external_ids: Mapping[str, str | None]
@@ -107,17 +107,17 @@ class Summary:
 
     def of_kind(self, *kinds: str) -> list[Outcome]:
         """Return the outcomes of these kinds."""
-        found = (self.outcomes.get(each) or Outcome(each, NOT_ASKED) for each in self.external_ids)
+        found = (self.outcomes.get(each) or Outcome(each, NOT_REQUESTED) for each in self.external_ids)
         return [outcome for outcome in found if outcome.kind in kinds]
 
     @property
     def in_progress(self) -> list[Outcome]:
-        """Whose data can be waited for."""
+        """Patients whose data can be waited for."""
         return self.of_kind(IN_PROGRESS, *((AMBIGUOUS,) if self.assume_started else ()))
 
     @property
     def failed(self) -> list[Outcome]:
-        """Whose update has failed."""
+        """Patients whose update has failed."""
         return self.of_kind(FAILED, *(() if self.assume_started else (AMBIGUOUS,)))
 
     @property
@@ -129,8 +129,8 @@ class Summary:
         """Return the counts in a line."""
         started, waiting, failed = len(self.in_progress), len(self.of_kind(NEEDS_PATIENT)), len(self.failed)
         return (
-            f"{started + waiting + failed}/{len(self.external_ids)} asked: {started} in progress, "
-            f"{waiting} need the patient, {failed} failed"
+            f"{started + waiting + failed} of {len(self.external_ids)} requested: {started} in progress, "
+            f"{waiting} need patient action, {failed} failed"
         )
 
     def failures(self) -> str:
@@ -142,12 +142,12 @@ class Summary:
     def to_dict(self, project_id: str, organization_id: str | None) -> dict[str, Any]:
         """Return the XCom form."""
         started = self.in_progress
-        baselines = [each.requested_at for each in started if each.requested_at]
-        not_asked = [each.patient_id for each in self.of_kind(NOT_ASKED)]
+        moments = [each.requested_at for each in started if each.requested_at]
+        not_requested = [each.patient_id for each in self.of_kind(NOT_REQUESTED)]
         return {
             "project_id": project_id,
             "organization_id": organization_id,
-            "requested_at": whole_seconds(min(baselines)) if baselines else None,
+            "requested_at": whole_seconds(min(moments)) if moments else None,
             "in_progress": [self._started(each) for each in started],
             "patient_action_needed": [
                 {"patient_id": each.patient_id, "reason": each.reason} for each in self.of_kind(NEEDS_PATIENT)
@@ -160,7 +160,7 @@ class Summary:
                 }
                 for each in self.failed
             ],
-            **({"not_asked": not_asked} if not_asked else {}),
+            **({"not_asked": not_requested} if not_requested else {}),
         }
 
     def _started(self, outcome: Outcome) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What Airflow may be left to try again: where it can help, and can't start a second retrieval."""
+"""Which errors Airflow may retry: those where a retry can help, and can't start a second retrieval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ON_AMBIGUOUS = ("fail", "retry", "assume_started")
 
 
 def may_be_retried(error: HealthExError, on_ambiguous: str) -> bool:
-    """Whether asking again can help and can't start a second retrieval."""
+    """Whether another request can help and can't start a second retrieval."""
     if isinstance(error, HealthExUpdateAmbiguousError):
         return on_ambiguous == "retry"
     return isinstance(error, (HealthExConnectionError, HealthExRateLimitError, HealthExServerError))

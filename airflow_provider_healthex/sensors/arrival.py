@@ -6,7 +6,7 @@ import re
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, cast
@@ -66,6 +66,10 @@ class Storage(Protocol):
     def bucket(self) -> str | None:
         """The bucket's name, where it is one."""
 
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+
     def uri(self, key: str) -> str:
         """Return a key's URI."""
 
@@ -96,6 +100,9 @@ class Wait(Protocol):
 
     def look(self) -> Any:
         """Return the steps of one poke; they end with a :class:`Waiting`, or else with what arrived."""
+
+    def hint(self, unmatched: int) -> Any:
+        """Return the steps that find out why nothing matches a path, by its position: a text or None; or None."""
 
     def trigger_arguments(self) -> dict[str, Any]:
         """Return what its trigger needs of it."""
@@ -169,6 +176,7 @@ class ArrivalSensor(BaseSensorOperator):
         self.clock_skew = plain_seconds(clock_skew)
         self._gets_update = update is not None
         self._delivery: Any = None  # a Wait
+        self._is_first_poke = False
         self._schedule: PokeSchedule | None = None
         self._limit = "timeout"  # the argument that the deadline comes from
         self._lines: WaitingLog | None = None
@@ -322,9 +330,22 @@ class ArrivalSensor(BaseSensorOperator):
         if not isinstance(verdict, Waiting):
             return PokeReturnValue(True, self._conclude(verdict, context))
         self._last_poke = verdict.reason
+        self._compare(verdict)
         if self._lines:
             self._lines.note(verdict.reason)
         return PokeReturnValue(False)
+
+    def _compare(self, verdict: Waiting) -> None:
+        """At the first poke, say why nothing matches a path: a typing error would otherwise wait until the timeout."""
+        if not self._is_first_poke:
+            return
+        self._is_first_poke = False
+        for position in verdict.unmatched:
+            steps, hint = self._delivery.hint(position), None
+            with suppress(HealthExConfigurationError):  # it is no reason to fail that a hint can't be had
+                hint = self._look(steps) if steps is not None else None
+            if isinstance(hint, str):
+                self.log.warning(hint)
 
     def _look(self, steps: Any) -> Any:
         """Take the steps of one poke; Airflow's own trouble with a connection is as transient as the storage's."""
@@ -395,8 +416,10 @@ class ArrivalSensor(BaseSensorOperator):
         """
         now = time.time()
         started = try_started = now
+        rescheduled = None
         if self.reschedule and not self.deferrable:
-            started = _first_reschedule(context) or now
+            rescheduled = _first_reschedule(context)
+            started = rescheduled or now
             try_started = _try_start(context, started)
         ends = {"timeout": started + self.timeout}
         limit = self._own_execution_timeout or self.execution_timeout
@@ -406,6 +429,7 @@ class ArrivalSensor(BaseSensorOperator):
         if deadline is not None:  # both began when the wait did
             started, ends[self._limit] = deadline - (ends[self._limit] - now), deadline
         schedule = self._schedule = self._make_schedule(started, ends[self._limit])
+        self._is_first_poke = deadline is None and rescheduled is None
         # Whether an earlier poke of a rescheduled sensor had listed isn't known: it was another process's.
         self._delivery = self._resolve() if since is None else self._resolve_since(since)
         self._lines = WaitingLog(self.log, self._delivery.name, schedule, self._limit)

@@ -11,8 +11,14 @@ from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor
 from airflow_provider_healthex.arguments import is_rendered_later
 from airflow_provider_healthex.delivery import Target
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
-from airflow_provider_healthex.s3 import AwsAccess, Bucket
-from airflow_provider_healthex.sensors.arrival import ArrivalSensor, known, literals, refuse_pasted_templates
+from airflow_provider_healthex.s3 import REQUEST_LIMIT, AwsAccess, Bucket, check_bucket_name, split_url
+from airflow_provider_healthex.sensors.arrival import (
+    DEFERRAL_GRACE,
+    ArrivalSensor,
+    known,
+    literals,
+    refuse_pasted_templates,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import XComArg
@@ -29,6 +35,9 @@ class BucketArrivalSensor(ArrivalSensor, S3KeySensor):
         "use_regex": _BY_TIME,
         "metadata_keys": _BY_TIME,
     }
+
+    # For a request that begins before the deadline and one of the last poke, at a server that hangs.
+    deferral_grace = DEFERRAL_GRACE + 2 * REQUEST_LIMIT
 
     def __init__(self, *, bucket_key: str | list[str] | XComArg, **kwargs: Any) -> None:
         super().__init__(bucket_key=bucket_key, **kwargs)
@@ -74,10 +83,10 @@ def bucket_and_paths(bucket_name: str | None, bucket_key: str | Sequence[str]) -
                 raise HealthExConfigurationError(
                     f"bucket_name is {bucket_name!r} and bucket_key is the URL {key!r}; give one of the two."
                 )
-            bucket, _, path = key.removeprefix("s3://").partition("/")
+            bucket, path = split_url(key)
         if not bucket:
             raise _no_bucket(key)
-        buckets.add(bucket)
+        buckets.add(check_bucket_name(bucket))
         paths.append(path)
     if len(buckets) > 1:
         raise HealthExConfigurationError(

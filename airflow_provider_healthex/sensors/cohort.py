@@ -25,6 +25,7 @@ from airflow_provider_healthex.delivery import (
     Waiting,
     expand,
 )
+from airflow_provider_healthex.delivery.hints import bucket_hint
 from airflow_provider_healthex.delivery.listing import Look
 from airflow_provider_healthex.delivery.manifest import manifest_lines
 from airflow_provider_healthex.delivery.template import names_patient, variables
@@ -384,6 +385,10 @@ class _CohortDelivery:
     def look(self) -> Look[AllSettled | Waiting]:
         """Return the steps of one poke."""
         return self.wait.look()
+
+    def hint(self, unmatched: int) -> Look[str | None]:
+        """Return the steps that find out why nothing lies where the patients' paths begin."""
+        return bucket_hint(self.wait.targets[unmatched], self.storage.bucket)
 
     def trigger_arguments(self) -> dict[str, Any]:
         """Return what its trigger needs of it."""

@@ -11,6 +11,7 @@ from airflow.providers.amazon.aws.utils.mixins import aws_template_fields
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_healthex.delivery import Arrived, Waiting
+from airflow_provider_healthex.delivery.hints import bucket_hint
 from airflow_provider_healthex.delivery.listing import Look, look
 from airflow_provider_healthex.sensors.arrival import RULE_FIELDS, Rule
 from airflow_provider_healthex.sensors.bucket import BucketArrivalSensor, bucket_and_paths
@@ -161,6 +162,10 @@ class _BucketWait(PatientWait):
     def look(self) -> Look[Arrived | Waiting]:
         """Return the steps of one poke."""
         return look(self.expectation)
+
+    def hint(self, unmatched: int) -> Look[str | None]:
+        """Return the steps that find out why nothing matches a path."""
+        return bucket_hint(self.expectation.targets[unmatched], self.storage.bucket or "")
 
     def collect(self, event: Mapping[str, Any]) -> Look[Arrived | Waiting]:
         """Return the steps of one poke at what the triggerer saw."""

@@ -233,6 +233,10 @@ class PatientWait(ABC):
         """Return the steps of one poke."""
 
     @abstractmethod
+    def hint(self, unmatched: int) -> Any:
+        """Return the steps that find out why nothing matches a path."""
+
+    @abstractmethod
     def collect(self, event: Mapping[str, Any]) -> Any:
         """Return the steps of one poke at what the triggerer saw."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import PokeReturnValue, conf
 
 from airflow_provider_healthex.delivery import Waiting
+from airflow_provider_healthex.delivery.hints import tree_hint
 from airflow_provider_healthex.delivery.tree import CONFIRMATION, PARTIAL, TreeLook, Watch, look_at_tree
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.sensors.arrival import (
@@ -214,6 +215,10 @@ class _TreeWait(PatientWait):
     def look(self) -> TreeLook:
         """Return the steps of one poke."""
         return look_at_tree(self.expectation, self.watch, pause=self.pause)
+
+    def hint(self, unmatched: int) -> Any:
+        """Return the steps that find out why nothing matches a path."""
+        return tree_hint(self.expectation.targets[unmatched])
 
     def collect(self, event: Mapping[str, Any]) -> TreeLook:
         """Return the steps of one poke at what the triggerer saw."""

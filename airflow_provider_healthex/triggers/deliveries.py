@@ -15,7 +15,8 @@ from airflow_provider_healthex.arguments import at_least, baseline
 from airflow_provider_healthex.delivery.arrival import Waiting
 from airflow_provider_healthex.delivery.feed import MAX_DELIVERIES, Announced, Delivery, Feed
 from airflow_provider_healthex.delivery.listing import utc_now
-from airflow_provider_healthex.s3 import TRIGGERER, AsyncBucket, AwsAccess
+from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
+from airflow_provider_healthex.s3 import TRIGGERER, AsyncBucket, AwsAccess, check_bucket_name
 
 #: Seconds that Airflow gets to store an event before it is noted as announced.
 HANDOVER = 5
@@ -41,13 +42,14 @@ class HealthExDeliveryTrigger(BaseEventTrigger):
     It never ends: Airflow starts an event trigger that has ended, or failed, again within a second, for ever. So it
     logs what S3 refuses, as an error, and asks again at the next poll, until somebody has mended it.
 
-    :param bucket_name: the bucket.
-    :param bucket_key: where HealthEx delivers: a path that ends in ``/``, or one key a patient, with
-        ``{healthexPatientId}`` or ``{externalId}``.
+    :param bucket_name: the bucket: its name, or an access point's alias or ARN.
+    :param bucket_key: where HealthEx delivers, in the bucket: a path that ends in ``/``, or one key a patient, with
+        ``{healthexPatientId}`` or ``{externalId}``. Separate variables by ``/``: ids may contain any other sign. No
+        globs.
     :param quiet_period: seconds since a patient's newest object.
-    :param since: the start, an ISO string with a time zone: earlier objects are ignored. Without one, the trigger's
-        first start. Where a state is kept, it is of the first start alone; another ``since`` makes it another trigger,
-        and starts there.
+    :param since: the start, an ISO string or a datetime, with a time zone: earlier objects are ignored. Without one,
+        the trigger's first start. Where a state is kept, it is of the first start alone; another ``since`` makes it
+        another trigger, and starts there.
     :param poke_interval: seconds between two looks.
     :param aws_conn_id: the AWS connection.
     :raises HealthExConfigurationError: for an argument that can't be used.
@@ -58,19 +60,19 @@ class HealthExDeliveryTrigger(BaseEventTrigger):
         bucket_name: str,
         bucket_key: str,
         quiet_period: float = 300,
-        since: str | None = None,
+        since: str | datetime | None = None,
         poke_interval: float = 120,
         aws_conn_id: str | None = "aws_default",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bucket_name = bucket_name
-        self.bucket_key = bucket_key
+        self.bucket_name = check_bucket_name(bucket_name)
+        self.bucket_key = _path(bucket_key)
         self.quiet_period = at_least("quiet_period", quiet_period, 0, " seconds")
-        self.since = since
+        self.since = since.isoformat() if isinstance(since, datetime) else since
         self.poke_interval = at_least("poke_interval", poke_interval, 0, " seconds")
-        self.aws_conn_id = aws_conn_id
+        self.aws_conn_id = _connection_id(aws_conn_id)
         self._feed = Feed(bucket_key, self.quiet_period)
-        self._since = None if since is None else baseline("since", since)
+        self._since = None if self.since is None else baseline("since", self.since)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the arguments: Airflow tells triggers apart by them, so they are those that were given."""
@@ -106,10 +108,12 @@ class HealthExDeliveryTrigger(BaseEventTrigger):
         try:
             found = await bucket.look(self._feed.look(announced))
         except Exception as error:
-            self.log.error("No deliveries can be seen, and this asks again in %g s: %s", self.poke_interval, error)
+            # Only texts of this package are known to have no key, and so no id.
+            text = str(error) if isinstance(error, HealthExError) else type(error).__name__
+            self.log.error("%s The deliveries are not listed; retrying in %g s", text, self.poke_interval)
             return [], announced
         if isinstance(found, Waiting):
-            self.log.warning("%s in %g s", found.reason, self.poke_interval)
+            self.log.warning("%s, in %g s", found.reason, self.poke_interval)
             return [], announced
         self.log.info("%d deliveries have settled under %s", len(found[0]), self.bucket_key)
         return found
@@ -155,6 +159,23 @@ class _Memory:
     async def set(self, announced: Announced) -> None:
         if self._store is not None:
             await self._store.aset(self._key, announced.to_dict())
+
+
+def _path(bucket_key: str) -> str:
+    if isinstance(bucket_key, str) and "://" in bucket_key:
+        raise HealthExConfigurationError(
+            f"bucket_key must be a path in the bucket (got the URL {bucket_key!r}): give the bucket as bucket_name, "
+            "and what follows it as bucket_key."
+        )
+    return bucket_key
+
+
+def _connection_id(aws_conn_id: str | None) -> str | None:
+    if aws_conn_id is not None and not isinstance(aws_conn_id, str):
+        raise HealthExConfigurationError(
+            f"aws_conn_id must be a connection's id or None (got a {type(aws_conn_id).__name__})."
+        )
+    return aws_conn_id
 
 
 def _told(delivery: Delivery) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from benchmarks import __main__ as command
 from benchmarks import deciding, imports, updating, waiting
 from benchmarks.bucket import CREDENTIALS, NAME, ListedBucket
 from benchmarks.refresh import accepted
-from benchmarks.report import Report, Unavailable, as_markdown, as_text, machine, page
+from benchmarks.report import Report, as_markdown, as_text, machine, page
+from testing import Unavailable
 
 HAS_STATE_STORE = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
 

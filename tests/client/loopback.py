@@ -85,6 +85,25 @@ def raw(*pieces: bytes, pause: float = 0) -> Reply:
     return Reply(act=act)
 
 
+def keeps(*pieces: bytes, pause: float = 0) -> Reply:
+    """Write bytes as they are, and keep the connection for the next request."""
+    written = raw(*pieces, pause=pause)
+
+    def act(handler: BaseHTTPRequestHandler) -> None:
+        assert written.act is not None
+        written.act(handler)
+        handler.close_connection = False
+
+    return Reply(act=act)
+
+
+def accepted(retrieval_id: str, *headers: bytes) -> bytes:
+    """Return the bytes of an accepted update's answer."""
+    body = json.dumps({**STARTED, "retrievalId": retrieval_id}).encode()
+    lines = (b"HTTP/1.1 201 Created", b"Content-Length: %d" % len(body), *headers, b"", b"")
+    return b"\r\n".join(lines) + body
+
+
 class Service:
     """Answers the n-th request for a path with its n-th reply, and the last one from then on."""
 

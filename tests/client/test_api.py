@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from airflow_provider_healthex.client import ApiKey, HealthExClient, StoredToken
 from airflow_provider_healthex.exceptions import (
     HealthExApiError,
     HealthExConfigurationError,
+    HealthExConnectionError,
     HealthExNotFoundError,
     HealthExPermissionError,
     HealthExRequestError,
@@ -61,18 +63,54 @@ def test_an_undocumented_message_is_named(service: Service, client: HealthExClie
         client.update_patient(PROJECT, PATIENT)
 
 
-def test_the_baseline_follows_the_services_clock_and_a_skew_is_logged(
+def answers_at(service: Service, clock: datetime, reply: Reply | None = None) -> None:
+    reply = reply or says(STARTED)
+    reply.date = format_datetime(clock, usegmt=True)
+    service.answers(reply)
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=23), timedelta(minutes=-2), timedelta(hours=-23)])
+def test_requested_at_follows_the_services_clock_and_a_difference_is_logged_once(
+    service: Service, client: HealthExClient, caplog: pytest.LogCaptureFixture, ahead: timedelta
+) -> None:
+    clock = datetime.now(UTC).replace(microsecond=0) + ahead
+    answers_at(service, clock)
+    for _ in range(2):
+        assert client.update_patient(PROJECT, PATIENT).requested_at == clock - timedelta(seconds=1)
+    assert caplog.text.count("HealthEx's clock is") == 1
+
+
+def test_a_difference_of_a_minute_is_not_logged(
     service: Service, client: HealthExClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reply = says(STARTED)
-    reply.date = "Sun, 22 Nov 2020 17:40:05 GMT"
-    service.answers(reply)
-    assert client.update_patient(PROJECT, PATIENT).requested_at == datetime(2020, 11, 22, 17, 40, 4, tzinfo=UTC)
-    assert "clock" in caplog.text
+    answers_at(service, datetime.now(UTC) + timedelta(seconds=50))
+    client.update_patient(PROJECT, PATIENT)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("clock", [timedelta(days=1, minutes=1), timedelta(days=-2), datetime(1970, 1, 1, tzinfo=UTC)])
+@pytest.mark.parametrize("code", [201, 500])
+def test_a_date_a_day_or_more_away_is_ignored_with_a_warning(
+    service: Service,
+    client: HealthExClient,
+    caplog: pytest.LogCaptureFixture,
+    clock: timedelta | datetime,
+    code: int,
+) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    reply = says(STARTED, code)
+    answers_at(service, before + clock if isinstance(clock, timedelta) else clock, reply)
+    requested_at: Any
+    try:
+        requested_at = client.update_patient(PROJECT, PATIENT).requested_at
+    except HealthExUpdateAmbiguousError as error:
+        requested_at = error.requested_at
+    assert before <= requested_at <= datetime.now(UTC)
+    assert "days from this machine's clock, and is ignored" in caplog.text
 
 
 @pytest.mark.parametrize("date_header", [None, "yesterday"])
-def test_without_a_date_the_baseline_is_the_workers_clock(
+def test_without_a_date_requested_at_is_the_workers_clock(
     service: Service, client: HealthExClient, date_header: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     reply = says(STARTED)
@@ -103,6 +141,7 @@ def test_a_404_of_an_update_gives_the_guides_hint(service: Service, client: Heal
     service.answers(says({"message": "Recruitment not found"}, 404))
     with pytest.raises(HealthExNotFoundError, match=r"Recruitment not found.*never added.*Add/Update Patient") as error:
         client.update_patient(PROJECT, PATIENT)
+    assert str(error.value).startswith(f"Patient {PATIENT!r} not found (HTTP 404): Recruitment not found.")
     for part in (PROJECT, PATIENT, "$updateData", "{patientId}"):
         assert part in str(error.value)
 
@@ -179,7 +218,7 @@ def test_ids_that_cannot_be_used_are_counted_and_not_logged(
     consents = [{"hasPatientConsented": True}]
     service.answers(says([{"patientId": "{{ bad }}", "consents": consents}, {"patientId": "ok", "consents": consents}]))
     assert [patient.patient_id for patient in client.list_consented_patients(PROJECT)] == ["ok"]
-    assert "Left out 1 patients" in caplog.text
+    assert "1 of the consented patients left out" in caplog.text
     assert "bad" not in caplog.text
 
 
@@ -216,7 +255,7 @@ def test_a_link_is_text_or_a_json_string(service: Service, connect: Connect, bod
 )
 def test_anything_else_is_no_link_and_is_not_repeated(service: Service, client: HealthExClient, body: str) -> None:
     service.answers(status(201, body))
-    with pytest.raises(HealthExApiError, match="not with a link") as error:
+    with pytest.raises(HealthExApiError, match="is no link") as error:
         client.create_patient_link(PROJECT, "external-1")
     assert "s1gn3d" not in str(error.value)
 
@@ -291,6 +330,6 @@ def test_a_minted_token_is_secret_before_it_is_used(service: Service, connect: C
 
     service.mints(says({"token": "minted-1"}))
     service.answers(Reply(act=look))
-    with pytest.raises(Exception, match="lost"):
+    with pytest.raises(HealthExConnectionError, match="no readable answer"):
         connect(on_secret=secrets.append, credentials=api_key).list_consented_patients(PROJECT)
     assert known_before == [True]

@@ -82,8 +82,48 @@ def test_an_unusable_id_is_refused_before_anything_is_sent(wire: Any, name: str,
     assert lines == []
 
 
-def test_an_id_is_returned_as_it_is() -> None:
-    assert identifier("patient_id", " é~") == " é~"
+@pytest.mark.parametrize("value", ["é~", "a b", "it's", "007", "a-b_c.d:e"])
+def test_an_id_is_returned_as_it_is(value: str) -> None:
+    assert identifier("patient_id", value) == value
+
+
+STRAY = [
+    ("\ufeff17d4", "a ZERO WIDTH NO-BREAK SPACE (U+FEFF) at its start (got '\\ufeff17d4')"),
+    ("17\u200bd4", "a ZERO WIDTH SPACE (U+200B) as character 3 (got '17\\u200bd4')"),
+    ("17d4\xa0", "a NO-BREAK SPACE (U+00A0) at its end (got '17d4\\xa0')"),
+    ("17\xa0d4", "a NO-BREAK SPACE (U+00A0) as character 3"),
+    ("17\xadd4", "a SOFT HYPHEN (U+00AD) as character 3"),
+    (" 17d4", "a SPACE (U+0020) at its start (got ' 17d4')"),
+    ("17d4 ", "a SPACE (U+0020) at its end (got '17d4 ')"),
+    ("17d4\n", "a control character (U+000A) at its end (got '17d4\\n')"),
+    ('"17d4"', "a QUOTATION MARK (U+0022) at its start"),
+    ("'17d4", "a APOSTROPHE (U+0027) at its start"),
+    ("“17d4”", "a LEFT DOUBLE QUOTATION MARK (U+201C) at its start"),
+    ("17d4\u2028", "a LINE SEPARATOR (U+2028) at its end"),
+]
+
+
+@pytest.mark.parametrize(("value", "flaw"), STRAY)
+def test_a_character_left_by_a_spreadsheet_is_named_with_its_place(value: str, flaw: str) -> None:
+    with pytest.raises(HealthExConfigurationError) as error:
+        identifier("patient_ids[3]", value)
+    assert str(error.value).startswith(f"patient_ids[3] must not have {flaw}")
+
+
+@pytest.mark.parametrize("value", [*(value for value, _ in STRAY), "17d4/..", 17, 17.4])
+def test_an_external_id_is_refused_without_being_shown(wire: Any, value: Any) -> None:
+    with pytest.raises(HealthExConfigurationError, match=r"^external_id ") as error:
+        identifier("external_id", value, shown=False)
+    assert "17" not in str(error.value)
+    assert error.value.__context__ is None
+
+
+@pytest.mark.parametrize("value", [694061, 694061.0, True])
+def test_a_number_is_refused_and_not_converted(value: Any) -> None:
+    with pytest.raises(HealthExConfigurationError) as error:
+        identifier("patient_id", value)
+    assert str(error.value).startswith(f"patient_id must be text (got {type(value).__name__} {value!r}): ")
+    assert "render_template_as_native_obj" in str(error.value)
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, float("nan"), b"x"])
@@ -97,5 +137,5 @@ def test_a_body_without_json_form_is_refused_without_being_repeated(value: Any) 
 def test_a_call_shows_neither_body_nor_query() -> None:
     call = Call("POST", "/x/{a}", ids={"a": "7"}, body=b"hunter2", query={"q": "hunter2"}, private=("hunter2",))
     assert "hunter2" not in f"{call!r} {call}"
-    assert str(call) == "POST /x/{a} (a 7)"
+    assert str(call) == "POST /x/{a}, a '7'"
     assert call.path == "/x/7?q=hunter2"

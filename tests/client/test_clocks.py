@@ -4,7 +4,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from airflow_provider_healthex.client.clocks import baseline, http_date, retry_after, skew
+from airflow_provider_healthex.client.clocks import http_date, request_moment, retry_after, skew
 
 UTC = timezone.utc
 NOW = datetime(2026, 11, 22, 17, 40, 5, tzinfo=UTC)
@@ -36,22 +36,30 @@ def test_a_date_without_a_zone_is_utc() -> None:
     assert http_date("Sun, 22 Nov 2026 17:40:05") == NOW
 
 
-def test_the_baseline_is_the_services_clock_minus_the_time_the_try_took() -> None:
+def test_requested_at_is_the_services_clock_minus_the_time_the_try_took() -> None:
     began = NOW - timedelta(hours=1)
-    assert baseline(NOW, began, 2.2) == NOW - timedelta(seconds=3)
+    assert request_moment(NOW, began, 2.2) == NOW - timedelta(seconds=3)
 
 
-def test_without_a_date_the_baseline_is_the_workers_clock_before_the_try() -> None:
-    assert baseline(None, NOW + timedelta(seconds=0.9), 5) == NOW
+def test_without_a_date_requested_at_is_the_workers_clock_before_the_try() -> None:
+    assert request_moment(None, NOW + timedelta(seconds=0.9), 5) == NOW
 
 
-def test_a_baseline_is_utc() -> None:
+def test_requested_at_is_utc() -> None:
     elsewhere = NOW.astimezone(timezone(timedelta(hours=5)))
-    assert baseline(None, elsewhere, 0).isoformat() == "2026-11-22T17:40:05+00:00"
+    assert request_moment(None, elsewhere, 0).isoformat() == "2026-11-22T17:40:05+00:00"
 
 
-def test_a_date_no_clock_can_show_is_ignored() -> None:
-    assert baseline(datetime.min.replace(tzinfo=UTC), NOW, 5) == NOW
+@pytest.mark.parametrize("ahead", [1, -1])
+def test_a_date_is_believed_up_to_a_day_from_the_workers_clock(ahead: int) -> None:
+    almost = NOW + ahead * timedelta(hours=23, minutes=59)
+    assert request_moment(almost, NOW, 0) == almost
+    assert request_moment(NOW + ahead * timedelta(days=1), NOW, 0) == NOW
+
+
+@pytest.mark.parametrize("date", [datetime.min, datetime.max])
+def test_a_date_no_clock_can_show_is_ignored(date: datetime) -> None:
+    assert request_moment(date.replace(tzinfo=UTC), NOW, 5) == NOW
 
 
 def test_the_skew_is_what_the_try_does_not_explain() -> None:

@@ -162,7 +162,7 @@ def test_after_a_stop_nobody_is_asked_and_waits_end(service: Service, client: He
     came = only(client, patients(100), max_concurrency=2)
     assert time.monotonic() - began < 20
     assert set(came) == set(service.asked())
-    assert len(came) <= 5
+    assert len(came) <= 6
 
 
 def test_closing_it_ends_waits_and_asks_nobody_more(service: Service, client: HealthExClient) -> None:
@@ -188,36 +188,98 @@ def test_it_runs_no_further_ahead_than_it_is_consumed(service: Service, client: 
     updates.close()  # type: ignore[attr-defined]
 
 
-def test_the_checkpoint_knows_everybody_before_they_are_asked(service: Service, client: HealthExClient) -> None:
-    announced: list[str] = []
-    noted: list[str] = []
-    unseen: list[int] = []
+def test_the_checkpoint_has_a_patient_before_the_request_and_until_the_outcome_is_yielded(
+    service: Service, client: HealthExClient
+) -> None:
+    written: list[set[str]] = []
+    yielded: set[str] = set()
 
-    def checkpoint(batch: Any) -> None:
+    def checkpoint(in_flight: Any) -> None:
         time.sleep(0.005)
-        asked = service.asked()
-        assert set(asked) <= set(announced)
-        announced.extend(batch)
-        unseen.append(len(announced) - len(noted))
+        assert set(service.asked()) <= set().union(*written)
+        written.append(set(in_flight))
+        assert set(service.asked()) - yielded <= written[-1]
 
     for came in client.update_patients(PROJECT, patients(60), max_concurrency=4, checkpoint=checkpoint):
-        noted.append(came.patient_id)
-    assert announced == patients(60)
-    assert max(unseen) <= 4 + 1
-    assert unseen[-1] == 0
+        yielded.add(came.patient_id)
+    assert set().union(*written) == set(patients(60))
+    assert max(map(len, written)) <= 4 + 1
+    assert written[-1] == set()
 
 
-def test_whom_a_failing_checkpoint_announces_is_not_asked(service: Service, client: HealthExClient) -> None:
-    calls = []
+def test_one_checkpoint_serves_several_requests(service: Service, client: HealthExClient) -> None:
+    calls: list[Any] = []
 
-    def checkpoint(batch: Any) -> None:
-        calls.append(batch)
-        if len(calls) == 3:
+    def checkpoint(in_flight: Any) -> None:
+        calls.append(in_flight)
+        time.sleep(0.05)
+
+    assert len(only(client, patients(200), max_concurrency=8, checkpoint=checkpoint)) == 200
+    assert len(calls) < 140
+
+
+def test_a_patient_who_waits_for_a_turn_is_not_in_the_checkpoint(service: Service, connect: Connect) -> None:
+    ahead: list[int] = []
+
+    def checkpoint(in_flight: Any) -> None:
+        ahead.append(len(set(in_flight) - set(service.asked())))
+
+    only(connect(requests_per_second=20), patients(12), max_concurrency=8, checkpoint=checkpoint)
+    assert max(ahead) <= 2
+
+
+def test_a_patient_who_waits_for_a_retry_is_not_in_the_checkpoint(service: Service, client: HealthExClient) -> None:
+    service.answers(status(429, Retry_After="1"), says(STARTED))
+    written: list[Any] = []
+    list(client.update_patients(PROJECT, ["a"], checkpoint=written.append))
+    assert [list(each) for each in written if each] == [["a"], ["a"]]
+    first, second = (index for index, each in enumerate(written) if each)
+    assert list(written[first + 1]) == []
+    assert second > first + 1
+
+
+def test_a_failing_checkpoint_ends_it_and_throws_no_answer_away(service: Service, client: HealthExClient) -> None:
+    written: list[Any] = []
+    came: list[str] = []
+    service.answers(Reply(**{**vars(says(STARTED)), "after": 0.1}))
+
+    def checkpoint(in_flight: Any) -> None:
+        if len(came) >= 5:
             raise RuntimeError("the store is away")
+        written.extend(in_flight)
 
-    with pytest.raises(RuntimeError):
-        list(client.update_patients(PROJECT, patients(60), max_concurrency=4, checkpoint=checkpoint))
-    assert set(service.asked()) <= {*calls[0], *calls[1]}
+    def consume() -> None:
+        for each in client.update_patients(PROJECT, patients(60), max_concurrency=4, checkpoint=checkpoint):
+            came.append(each.patient_id)
+
+    with pytest.raises(RuntimeError, match="away"):
+        consume()
+    assert set(service.asked()) <= set(written)
+    assert sorted(came) == sorted(service.asked().elements())
+
+
+def test_the_checkpoint_of_one_patient_is_called_around_each_try(service: Service, client: HealthExClient) -> None:
+    service.answers(status(429, Retry_After="0"), says(STARTED))
+    written: list[Any] = []
+    client.update_patient(
+        PROJECT, "a", checkpoint=lambda in_flight: written.append((*in_flight, len(service.received)))
+    )
+    assert written == [("a", 0), (1,), ("a", 1)]
+
+
+def test_a_token_that_is_refused_is_no_request_in_flight(service: Service, connect: Connect, api_key: ApiKey) -> None:
+    old, new = make_jwt(jti="old"), make_jwt(jti="new")
+    service.mints(says({"token": old}), says({"token": new}))
+    service.answers_each(lambda request: status(401) if old in request.headers["Authorization"] else None)
+    written: list[Any] = []
+    connect(credentials=api_key).update_patient(PROJECT, "a", checkpoint=lambda each: written.append(list(each)))
+    assert written == [["a"], [], ["a"]]
+
+
+def test_an_id_that_cannot_be_used_is_refused_with_its_position(service: Service, client: HealthExClient) -> None:
+    with pytest.raises(HealthExConfigurationError, match=r"^patient_ids\[2\] must not have a ZERO WIDTH SPACE"):
+        client.update_patients(PROJECT, ["a", "b", "c\u200b", "d"])
+    assert service.received == []
 
 
 @pytest.mark.parametrize("ids", ["patient", {"patient": 1}, None, 7, ["a", ""], ["a", 7], ["a", ".."]])

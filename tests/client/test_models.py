@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
-from datetime import datetime, timezone
+import pickle
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
-from airflow_provider_healthex.client import AddPatientsResult, PatientUpdate, harmless
+from airflow_provider_healthex.client import (
+    AddPatientsResult,
+    ConsentedPatient,
+    PatientUpdate,
+    PatientUpdateFailure,
+    harmless,
+)
 from airflow_provider_healthex.client.models import consented_patients, moment, number, parse_json
+from airflow_provider_healthex.exceptions import HealthExNotFoundError, HealthExUpdateAmbiguousError
 
 UTC = timezone.utc
 NOW = datetime(2026, 11, 22, 17, 40, 5, tzinfo=UTC)
@@ -198,3 +208,57 @@ def test_a_patient_is_listed_once_with_the_latest_expiry() -> None:
 @pytest.mark.parametrize("patient_id", ["{{ conn }}", "a/b", "..", "", None, 7])
 def test_an_id_that_cannot_be_used_is_left_out_and_counted(patient_id: Any) -> None:
     assert consented_patients([{"patientId": patient_id, "consents": [consent()]}], "p") == ([], 1)
+
+
+# What is stored
+
+DONE = update({"message": "IN_PROGRESS_NO_ACTION_NEEDED", "counts": {"retrievedNewFacilities": 1}})
+RESULTS: list[Any] = [
+    DONE,
+    PatientUpdateFailure("p", "q", HealthExNotFoundError("x", status_code=404, detail="Ann is unknown")),
+    PatientUpdateFailure("p", "q", HealthExUpdateAmbiguousError("x", requested_at=NOW)),
+    AddPatientsResult(2, 1, 1, 0, ((1, "Ann's phone 555-1234 is wrong"),), (), ((0, "ref-1"),)),
+    ConsentedPatient("q", "o", NOW),
+    ConsentedPatient("q", None, None),
+]
+
+
+@pytest.mark.parametrize("result", RESULTS)
+def test_a_result_is_the_dict_that_is_stored(result: Any) -> None:
+    stored = json.loads(json.dumps([result]))[0]
+    assert stored == result.to_dict() == dict(result)
+    assert "Ann" not in json.dumps(result)
+    assert repr(result).startswith(f"{type(result).__name__}(")
+
+
+def test_a_failure_is_stored_as_the_class_of_its_error() -> None:
+    assert (RESULTS[1]["status_code"], RESULTS[1]["error"]) == (404, "HealthExNotFoundError")
+    assert dict(RESULTS[2])["requested_at"] == NOW.isoformat()
+
+
+def test_an_added_patient_s_error_is_stored_by_index() -> None:
+    assert dict(RESULTS[3])["errors"] == [{"patient_index": 1}]
+    assert RESULTS[3].errors[0][1].startswith("Ann's")
+
+
+@pytest.mark.parametrize("result", [each for each in RESULTS if not isinstance(each, PatientUpdateFailure)])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda result: pickle.loads(pickle.dumps(result))])
+def test_a_result_can_be_copied_and_compared(result: Any, copied: Any) -> None:
+    again = copied(result)
+    assert type(again) is type(result)
+    assert again == result
+    assert dict(again) == dict(result)
+    assert hash(again) == hash(result)
+
+
+def test_a_copy_with_another_moment_is_stored_with_it() -> None:
+    assert DONE is not None
+    later = dataclasses.replace(DONE, requested_at=NOW + timedelta(hours=1))
+    assert later["requested_at"] == later.to_dict()["requested_at"] != DONE["requested_at"]
+    assert later != DONE
+
+
+@pytest.mark.parametrize("change", [lambda it: it.update(a=1), lambda it: it.clear(), lambda it: it.pop("a")])
+def test_a_result_does_not_change(change: Any) -> None:
+    with pytest.raises(TypeError, match="can't be changed"):
+        change(DONE)

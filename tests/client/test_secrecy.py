@@ -39,6 +39,12 @@ REPLIES: list[Callable[[str, str], Reply]] = [
     lambda echo, record: status(201, record),
     lambda echo, record: status(302, Location=LINK),
     lambda echo, record: raw(f"HTTP/1.1 201 {echo}\r\nContent-Length: 999\r\n\r\n{record}".encode()),
+    lambda echo, record: status(307, Location=f"/l/{NAME}?for={NAME}"),
+    lambda echo, record: status(307, Location=f"https://{NAME}:{NAME}@elsewhere.example.org/{echo}"),
+    lambda echo, record: raw(f"HTTP/1.1 201 Created\r\nContent-Length: 1\r\nContent-Length: {echo}\r\n\r\n".encode()),
+    lambda echo, record: raw(f"HTTP/1.1 201 Created\r\n{echo} {record}\r\n\r\n{record}".encode()),
+    lambda echo, record: raw(f"HTTP/1.1 103 {NAME}\r\nX: {echo}\r\n\r\nHTTP/1.1 {NAME}".encode()),
+    lambda echo, record: raw(f"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n{NAME}\r\n".encode()),
     lambda echo, record: raw(f"{echo}\r\n\r\n".encode()),
     lambda echo, record: raw(f"HTTP/1.1 {echo}\r\n\r\n".encode()),
 ]

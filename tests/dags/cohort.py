@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG
 
@@ -21,6 +22,25 @@ with DAG("cohort_retried", schedule=None) as retried:
     HealthExUpdateCohortOperator(
         task_id="refresh",
         patient_ids=[patients.IN_PROGRESS, patients.SEVERAL_FILES, {"patient_id": patients.PARTIAL}],
+        max_failures=0,
+        retries=1,
+        retry_delay=timedelta(0),
+    )
+
+
+class RetriesEditedMeanwhile(HealthExUpdateCohortOperator):
+    """On its second try a worker parses a DAG file with more `retries`, as after a deploy."""
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        if context["ti"].try_number == 2:
+            context["ti"].task.retries += 3
+        return super().execute(context)
+
+
+with DAG("cohort_edited", schedule=None) as edited:
+    RetriesEditedMeanwhile(
+        task_id="refresh",
+        patient_ids=[patients.IN_PROGRESS, patients.PARTIAL],
         max_failures=0,
         retries=1,
         retry_delay=timedelta(0),

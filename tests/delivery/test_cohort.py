@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -111,6 +113,70 @@ class TestPathsWithoutABeginning:
         s3 = MemoryS3({"d/1-2-x.json": at(1)}, NOW)
         s3.drive(cohort.look())
         assert cohort.missing == [0]
+
+    @pytest.mark.parametrize(
+        ("key", "owner"),
+        [
+            ("d/x/a/1", "a"),
+            ("d/x/a/deep/er/1", "a"),
+            ("d/x/y/a/1", "a"),
+            ("d/x/stranger/a/1", "a"),
+            ("d/x/a/", None),
+            ("d/a/1", None),
+            ("d/x/aa/1", None),
+            ("d/x/stranger/1", None),
+            ("d/x/a/b/1", None),  # of either
+        ],
+    )
+    def test_a_key_is_that_patients_whom_alone_it_fits(self, key, owner):
+        cohort = wait("a", "b", path="d/*/{healthexPatientId}/", wildcard=True)
+        s3 = MemoryS3({key: (at(1), 0 if key.endswith("/") else 1)}, NOW)
+        s3.drive(cohort.look())
+        arrived = [cohort.expectation.members[index].patient_id for index in cohort.settled]
+        assert arrived == ([owner] if owner else [])
+
+    def test_keys_that_fit_several_are_counted_in_one_warning(self, caplog):
+        cohort = wait("a", "b", path="d/*/{healthexPatientId}/", wildcard=True)
+        s3 = MemoryS3({"d/x/a/1": at(1), "d/x/a/b/1": at(1), "d/x/b/a/1": at(1), "d/x/y/other": at(1)}, NOW)
+        for _ in range(3):
+            s3.drive(cohort.look())
+        assert cohort.missing == [1]
+        (warning,) = caplog.records
+        assert warning.getMessage().startswith("2 objects skipped: the path d/*/{healthexPatientId}/ fits several")
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "{healthexPatientId}-*",
+            "*-{healthexPatientId}-*.json",
+            "*/x-{healthexPatientId}.json",
+            "?/{healthexPatientId}/*/",
+            "[!a]/{healthexPatientId}/*b",
+            "*/{healthexPatientId}/{healthexPatientId}-*",
+            "*/{externalId}/{healthexPatientId}*".replace("}*", "}/*"),
+        ],
+    )
+    def test_a_key_is_given_to_the_only_target_that_matches(self, path):
+        """Compare with trying every patient."""
+        members = [Member(one, 0, external_id=f"e{one}") for one in ("a", "b", "ab", "a-b", "b-a")]
+        cohort = CohortWait(expected(*members, path=path, wildcard=True, values={}))
+        dice = random.Random(20261125)
+        keys = {
+            "".join(dice.choices(["a", "b", "ab", "-", "/", "x-", ".json", "ea", "eab"], k=n % 8 + 1))
+            for n in range(4_000)
+        }
+        s3 = MemoryS3({key: at(1) for key in keys if key[-1] != "/"}, NOW)
+        s3.drive(cohort.look())
+        fits = {key: [i for i, target in enumerate(cohort.targets) if target.matches(key)] for key in s3.objects}
+        counts = {i: sum(1 for found in fits.values() if found == [i]) for i in range(len(members))}
+        assert {i: one.object_count for i, one in cohort.settled.items()} == {i: n for i, n in counts.items() if n}
+
+    def test_a_long_key_of_a_stranger_takes_no_time(self):
+        cohort = wait("a", "b", path="*/*/{healthexPatientId}/*/*.json", wildcard=True)
+        s3 = MemoryS3({"x/" * 500 + "end": at(1), "a/" * 500 + "end": at(1)}, NOW)
+        started = time.monotonic()
+        s3.drive(cohort.look())
+        assert time.monotonic() - started < 20
 
     def test_twins_are_refused(self):
         with pytest.raises(HealthExConfigurationError, match="1 of the 3 patients"):

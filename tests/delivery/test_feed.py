@@ -151,6 +151,23 @@ def test_a_path_without_the_patient_is_refused():
         Feed("d/{projectId}/", 300)
 
 
+@pytest.mark.parametrize("path", ["{projectId}-{healthexPatientId}/", "d/{orgId}/{projectId}_{externalId}.json"])
+def test_a_path_whose_variables_only_an_id_s_sign_separates_is_refused(path):
+    with pytest.raises(HealthExConfigurationError, match=r"between two variables.*Separate variables by '/'"):
+        Feed(path, 300)
+
+
+@pytest.mark.parametrize("path", ["{projectId}/x-{healthexPatientId}/", "d/{projectId}/-/{externalId}.json"])
+def test_a_path_whose_variables_a_slash_separates_is_taken(path):
+    assert Feed(path, 300).path == path
+
+
+@pytest.mark.parametrize("path", ["d/*/{healthexPatientId}/", "d/{healthexPatientId}/?.json"])
+def test_a_glob_is_refused(path):
+    with pytest.raises(HealthExConfigurationError, match="must not contain"):
+        Feed(path, 300)
+
+
 @pytest.mark.parametrize("stored", [None, "", [], {}, {"watermark": 7, "later": {}}, {"watermark": [1, "a"]}])
 def test_a_memory_that_cannot_be_read_is_none(stored):
     assert Announced.from_dict(stored) is None

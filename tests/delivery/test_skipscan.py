@@ -11,6 +11,7 @@ from delivery.s3_lists import MemoryS3
 from support import Bucket as RealBucket
 from support import s3_client
 
+from airflow_provider_healthex.delivery.listing import IncompleteListing
 from airflow_provider_healthex.delivery.skipscan import Span, are_disjoint, scan_all, skip_scan
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 
@@ -86,12 +87,63 @@ class TestWhoGetsWhat:
         again = steps.send({"IsTruncated": True, "NextContinuationToken": "t"})
         assert again == {"Prefix": "d/a/", "ContinuationToken": "t"}
 
-    def test_a_storage_without_order_is_refused(self):
-        steps = skip_scan([Span("d/b/", False, 0)], lambda owner, rows: None)
+    @pytest.mark.parametrize("scan", [skip_scan, scan_all])
+    @pytest.mark.parametrize(
+        ("pages", "problem"),
+        [
+            (["d/b/9"], None),
+            (["d/b/9", "d/b/1"], "order"),
+            (["d/b/1 d/b/3 d/b/2"], "order"),
+            (["d/b/2 d/b/1"], "order"),
+            (["d/b/1 d/b/1"], "twice"),
+            (["d/b/1", "d/b/1"], "twice"),
+            (["d/b/1 d/c/1"], "outside"),
+        ],
+    )
+    def test_a_listing_out_of_order_or_of_strangers_is_refused(self, scan, pages, problem):
+        given = []
+        steps = (
+            scan_all("d/b/", given.extend) if scan is scan_all else skip_scan(SPAN, lambda owner, r: given.extend(r))
+        )
         next(steps)
-        steps.send({"IsTruncated": True, "Contents": [{"Key": "d/b/9"}]})
-        with pytest.raises(HealthExConfigurationError, match="order"):
-            steps.send({"IsTruncated": True, "Contents": [{"Key": "d/b/1"}]})
+        if problem is None:
+            steps.send(answer(pages[0], token="1"))
+            return
+        with pytest.raises(HealthExConfigurationError, match=problem):
+            send(steps, [answer(keys, token=str(number)) for number, keys in enumerate(pages)])
+        assert len(given) <= len(pages) - 1, "rows of the page that is wrong were handed out"
+
+    @pytest.mark.parametrize("scan", [skip_scan, scan_all])
+    @pytest.mark.parametrize("tokens", [["t", "t"], ["t", "u", "t"], [""], [str(n) for n in range(200)]])
+    def test_a_listing_without_a_way_on_ends(self, scan, tokens):
+        steps = scan_all("d/b/", list) if scan is scan_all else skip_scan(SPAN, lambda owner, rows: None)
+        next(steps)
+        with pytest.raises(IncompleteListing):
+            send(steps, [answer("", token=token) for token in tokens])
+
+    @pytest.mark.parametrize("field", ["Key", "LastModified", "Size"])
+    @pytest.mark.parametrize("value", [None, "text", 7, b"d/b/1", []])
+    def test_a_row_with_a_field_of_another_kind_is_refused(self, field, value):
+        whole = {"Key": "d/b/1", "LastModified": NOW, "Size": 1}
+        if type(value) is type(whole[field]):
+            pytest.skip("it is of that kind")
+        steps = scan_all("d/b/", list)
+        next(steps)
+        with pytest.raises(HealthExConfigurationError, match=f"row's {field} is|has no {field}|outside the prefix"):
+            steps.send({"Contents": [{**whole, field: value}]})
+
+
+SPAN = [Span("d/b/", False, 0)]
+
+
+def send(steps, pages: list[dict]) -> None:
+    for page in pages:
+        steps.send(page)
+
+
+def answer(keys: str, token: str) -> dict:
+    rows = [{"Key": key, "LastModified": NOW, "Size": 1} for key in keys.split()]
+    return {"IsTruncated": True, "Contents": rows, "NextContinuationToken": token}
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class TestVariables:
         with pytest.raises(HealthExConfigurationError, match="none of its variables"):
             target(path)
 
-    @pytest.mark.parametrize("path", ["", None, 7])
+    @pytest.mark.parametrize("path", ["", None, 7, ["d/"], {"d/": 1}, b"d/"])
     def test_a_path_that_is_no_text_is_refused(self, path):
         with pytest.raises(HealthExConfigurationError, match="give the key, the prefix"):
             target(path)

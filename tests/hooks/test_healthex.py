@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import traceback
 import warnings
 
 import pytest
@@ -123,9 +126,74 @@ def test_verify_is_off_for_this_machine_only():
         settings(extra={"verify": "false"})
 
 
-def test_a_missing_connection_says_how_to_make_it():
+def test_a_missing_connection_says_how_to_make_it(airflow_database):
     with pytest.raises(HealthExConfigurationError, match=r"no Airflow connection 'nowhere'.*type HealthEx"):
         HealthExHook("nowhere").update_patient_data("patient")
+
+
+@pytest.mark.parametrize(
+    ("uri", "url"),
+    [
+        ("healthex://:TOKEN@gateway/healthex", "https://gateway/healthex"),
+        ("healthex://:TOKEN@gateway:8443/a/b/", "https://gateway:8443/a/b"),
+        ("healthex://:TOKEN@gateway", "https://gateway"),
+        ("healthex://:TOKEN@gateway/", "https://gateway"),
+        ("healthex://:TOKEN@https%3A%2F%2Fgateway%2Fv2/healthex", "https://gateway/v2/healthex"),
+    ],
+)
+def test_the_path_of_a_uri_is_a_path_prefix(monkeypatch, uri, url):
+    monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_TEST", uri)
+    assert client_settings(HealthExHook.get_connection("healthex_test")).base_url == url
+
+
+def test_a_prefix_is_part_of_each_request(healthex_sandbox, monkeypatch):
+    uri = healthex_sandbox.api_url.replace("http://", f"healthex://:{healthex_sandbox.token()}@http%3A%2F%2F")
+    monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", f"{uri}/gateway")
+    ok, text = HealthExHook().test_connection()
+    assert not ok
+    assert "HTTP 404" in text
+
+
+def test_a_scheme_in_schema_is_the_scheme():
+    assert settings(host="demo.example.org", schema="https").base_url == "https://demo.example.org"
+    with pytest.raises(HealthExConfigurationError, match="unencrypted"):
+        settings(host="demo.example.org", schema="http")
+
+
+@pytest.mark.parametrize("schema", ["a?b=c", "../b", "a b"])
+def test_a_path_that_is_none_is_refused(schema):
+    with pytest.raises(HealthExConfigurationError, match="base URL"):
+        settings(host="gateway", schema=schema)
+
+
+@pytest.mark.parametrize("project_id", [694061, 6.5])
+def test_a_number_in_extra_is_named_and_to_be_put_in_quotes(healthex_sandbox, connection, project_id):
+    hook = connection(host=healthex_sandbox.api_url, password="t", extra=json.dumps({"project_id": project_id}))
+    with pytest.raises(
+        HealthExConfigurationError, match=rf"'project_id'.*got {project_id}, a number\): put it in quotes"
+    ):
+        hook.update_patient_data("patient")
+    with pytest.raises(HealthExConfigurationError, match=r"'org_id'.*got 7, a number\): put it in quotes"):
+        settings(extra={"org_id": 7})
+
+
+def test_a_number_for_a_project_is_named_with_what_makes_numbers(connection):
+    with pytest.raises(HealthExConfigurationError, match=r"got 694061, a number\).*Native rendering"):
+        connection(password="t").update_patient_data("patient", project_id=694061)
+
+
+def test_unknown_keys_of_the_extra_are_warned_of_by_name(caplog):
+    settings(extra={"projectid": "p", "jwt": "secret-word", "project_id": "p"})
+    assert "'projectid' in its Extra is unknown and ignored: did you mean 'project_id'?" in caplog.text
+    assert "'jwt' in its Extra is unknown and ignored" in caplog.text
+    assert "secret-word" not in caplog.text
+
+
+def test_part_of_a_password_in_the_host_is_in_no_cause():
+    host = "https://u:secret-" + "word/rest@x.org"  # a traceback shows the source
+    with pytest.raises(HealthExConfigurationError) as caught:
+        settings(host=host)
+    assert "secret-word" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_missing_project_says_where_to_put_it(connection):
@@ -171,12 +239,51 @@ class TestTheTestButton:
             ({"login": "wrong", "password": "wrong-secret"}, "Check the API key and its secret"),
         ],
     )
-    def test_it_never_raises_and_says_what_is_wrong(self, healthex_sandbox, connection, monkeypatch, fields, message):
-        monkeypatch.setattr("airflow_provider_healthex.client.retries.TRIES", 1)
+    def test_it_never_raises_and_says_what_is_wrong(self, healthex_sandbox, connection, fields, message):
         ok, text = connection(**{"host": healthex_sandbox.api_url, **fields}).test_connection()
         assert not ok
         assert message in text
         assert "wrong-secret" not in text
+
+    def test_it_names_unknown_keys_of_the_extra(self, healthex_sandbox, connection):
+        extra = json.dumps({"projectid": "p"})
+        fields = {"host": healthex_sandbox.api_url, "password": healthex_sandbox.token(), "extra": extra}
+        ok, text = connection(**fields).test_connection()
+        assert ok
+        assert "'projectid' in its Extra is unknown and ignored: did you mean 'project_id'?" in text
+
+    def test_it_tries_a_host_that_cannot_be_reached_once(self, connection, caplog):
+        accepted = []
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def slam():
+                while True:
+                    try:
+                        client, _ = listener.accept()
+                    except OSError:
+                        return
+                    accepted.append(client)
+                    client.close()
+
+            server = threading.Thread(target=slam, daemon=True)
+            server.start()
+            host = f"https://127.0.0.1:{listener.getsockname()[1]}"
+            ok, text = connection(host=host, password="t").test_connection()
+            listener.shutdown(socket.SHUT_RDWR)
+            server.join()
+        assert not ok
+        assert "never reached" in text
+        assert len(accepted) == 1
+        assert "Retrying" not in caplog.text
+
+    def test_it_names_the_connection_where_a_person_named_it(self, connection):
+        ok, text = connection().test_connection()
+        assert not ok
+        assert text.startswith("The connection 'healthex_default' has no password.")
+
+    def test_it_does_not_name_a_connection_that_the_button_made_up(self, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN_X7TQ9AB2", "healthex://api.healthex.io")
+        assert HealthExHook("x7tQ9aB2").test_connection()[1].startswith("The connection has no password.")
 
 
 def test_importing_the_hook_warns_of_nothing():

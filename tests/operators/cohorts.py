@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from airflow_provider_healthex.operators.healthex import HealthExUpdateCohortOperator
 
@@ -44,8 +45,8 @@ class Store:
 class TaskInstance:
     """The little of a task instance that the operator asks for."""
 
-    def __init__(self, task, max_tries=0):
-        self.task, self.max_tries = task, max_tries
+    def __init__(self, task, max_tries=0, try_number=1):
+        self.task, self.max_tries, self.try_number = task, max_tries, try_number
         self.pushed = {}
 
     def xcom_push(self, key, value):
@@ -57,7 +58,9 @@ def cohort(patient_ids, **arguments):
 
 
 def run(task, store=None, max_tries=0, ti=None):
-    context = {"ti": ti or TaskInstance(task, max_tries), "task": task}
+    """Run a task; with max_tries=n as after n clears of a task without retries."""
+    ti = ti or TaskInstance(task, max_tries, max_tries + 1)
+    context = {"ti": ti, "task": task, "dag_run": SimpleNamespace(clear_number=max_tries)}
     if store is not None:
         context["task_state_store"] = store
     return task.execute(context)

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from client.loopback import STARTED, Reply, Service, closes, make_jwt, says, status
 from operators.cohorts import PROJECT, Store, TaskInstance, cohort, connection, run
 
@@ -24,7 +24,11 @@ from airflow_provider_healthex.exceptions import (
     HealthExError,
     HealthExTokenError,
 )
-from airflow_provider_healthex.operators.healthex import HealthExUpdateCohortOperator
+from airflow_provider_healthex.operators.healthex import (
+    HealthExListConsentedPatientsOperator,
+    HealthExUpdateCohortOperator,
+)
+from airflow_provider_healthex.operators.journal import StoreError
 from airflow_provider_healthex.sandbox import patients
 
 CHOICES = ("assume_started", "fail", "retry")
@@ -132,7 +136,7 @@ def test_a_mixed_cohort_says_who_is_what(healthex_sandbox):
 def test_a_mixed_cohort_says_who_is_what_also_when_it_fails(healthex_sandbox, store):
     error, result = failing(mixed(healthex_sandbox, max_failures=0), store and store())
     check_mixed(result, healthex_sandbox)
-    assert "1 of 5 patients failed, more than max_failures=0" in str(error)
+    assert "1 of 5 patients failed, more than max_failures=0 allows (0)" in str(error)
     assert "1 HealthExNotFoundError; patient-unknown" in str(error)
 
 
@@ -147,7 +151,7 @@ def test_a_retry_of_a_mixed_cohort_asks_nobody_again(healthex_sandbox):
 def test_progress_and_partial_updates_are_in_the_log(healthex_sandbox, task_log):
     run(cohort([patients.IN_PROGRESS, patients.PARTIAL, patients.CONSENT_EXPIRED]))
     log = task_log()
-    assert "3/3 asked: 2 in progress, 1 need the patient, 0 failed" in log
+    assert "3 of 3 requested: 2 in progress, 1 need patient action, 0 failed" in log
     assert "1 partial updates" in log
 
 
@@ -173,6 +177,16 @@ def test_more_failures_than_allowed_fail_the_task(service, max_failures, failure
         result = run(task)
     assert who(result)["failed"] == ids(failures)
     assert len(result["in_progress"]) == 20 - failures
+
+
+@pytest.mark.parametrize(
+    ("fraction", "patients", "allowed"), [(0.05, 5, 1), (0.05, 20, 1), (0.29, 100, 29), (0.0, 5, 0), (1e-9, 5, 1)]
+)
+def test_a_fraction_of_the_patients_is_rounded_up(service, fraction, patients, allowed):
+    service.answers_each(lambda request: status(404) if request.patient_id in ids(allowed) else None)
+    assert len(run(cohort(ids(patients), max_failures=fraction))["failed"]) == allowed
+    service.answers_each(lambda request: status(404) if request.patient_id in ids(allowed + 1) else None)
+    failing(cohort(ids(patients), max_failures=fraction), match=rf"max_failures={fraction} allows \({allowed}\)")
 
 
 @pytest.mark.parametrize("value", [1.0, -1, -0.1, True, False, "5", None, float("nan"), float("inf")])
@@ -203,25 +217,91 @@ def test_where_nothing_is_accepted_at_all_the_task_fails(service, reply):
 # Whom to ask for
 
 
-@pytest.mark.parametrize(
-    ("patient_ids", "words"),
-    [
-        ("patient-1", "give a list"),
-        ("['a', 'b']", "give a list"),
-        ({"patient_id": "a"}, "give a list"),
-        (None, "give a list"),
-        (["a", ""], r"patient_ids\[1\]"),
-        (["a", 7], r"patient_ids\[1\]"),
-        (["a", ["b"]], r"patient_ids\[1\]"),
-        (["a", {"id": "b"}], r"patient_ids\[1\]"),
-        (["a", {"patient_id": "b", "externalId": "c"}], r"patient_ids\[1\]"),
-        ([{"patient_id": "a", "external_id": "b"}, {"patient_id": "a", "external_id": "c"}], "another external id"),
-    ],
-)
-def test_ids_that_cannot_be_used_fail_before_anybody_is_asked(service, patient_ids, words):
-    error, _ = failing(cohort(patient_ids), match=words)
+UNUSABLE = [
+    ("patient-1", "must be a list of ids .got str"),
+    ("['a', 'b']", "must be a list of ids .got str"),
+    ({"patient_id": "a"}, "must be a list of ids .got dict"),
+    (None, "must be a list of ids .got None"),
+    (["a", ""], r"patient_ids\[1\] must not be empty"),
+    (["a", 7], r"patient_ids\[1\] must be text .got int 7"),
+    (["a", None], r"patient_ids\[1\] must be text .got None"),
+    (["a", ["b"]], r"patient_ids\[1\] must be text .got list"),
+    (["a", {"id": "b"}], r"patient_ids\[1\] must have the key 'patient_id'"),
+    (["a", {"patient_id": "b", "externalId": "c"}], r"patient_ids\[1\]"),
+    (["a", "b", "c", "\ufeffd"], r"patient_ids\[3\] must not have a ZERO WIDTH NO-BREAK SPACE .* .got '\\ufeffd'"),
+    (["a", {"patient_id": "b\xa0"}], r"patient_ids\[1\]\['patient_id'\] must not have a NO-BREAK SPACE"),
+    ([{"patient_id": "a", "external_id": "b"}, {"patient_id": "a", "external_id": "c"}], "the same external id"),
+]
+
+
+@pytest.mark.parametrize(("patient_ids", "words"), UNUSABLE)
+def test_ids_that_cannot_be_used_are_refused_when_the_dag_is_parsed(patient_ids, words):
+    with pytest.raises(HealthExConfigurationError, match=words):
+        cohort(patient_ids)
+
+
+@pytest.mark.parametrize(("patient_ids", "words"), UNUSABLE)
+def test_ids_that_cannot_be_used_fail_before_any_request(service, patient_ids, words):
+    task = cohort("{{ ids }}")
+    task.patient_ids = patient_ids
+    error, _ = failing(task, match=words)
     assert isinstance(error.__cause__, HealthExConfigurationError)
     assert service.received == []
+
+
+@pytest.mark.parametrize("external_id", ["mrn-12345 ", "\u200bmrn-12345", "'mrn-12345'", "mrn-12345/6", 12345])
+def test_an_external_id_that_cannot_be_used_is_not_shown(external_id):
+    with pytest.raises(HealthExConfigurationError) as error:
+        cohort(["a", {"patient_id": "b", "external_id": external_id}])
+    assert str(error.value).startswith("patient_ids[1]['external_id'] ")
+    assert "12345" not in str(error.value)
+    assert error.value.__context__ is None
+
+
+@pytest.mark.parametrize("argument", [{"project_id": 694061}, {"project_id": "694061\xa0"}, {"project_id": "a/b"}])
+def test_a_project_that_cannot_be_one_is_refused_before_any_request(service, argument):
+    with pytest.raises(HealthExConfigurationError, match="project_id"):
+        cohort(["a"], **argument)
+    task = cohort(["a"], project_id="{{ project }}")
+    task.project_id = argument["project_id"]
+    failing(task, match="project_id")
+    assert service.received == []
+
+
+def test_templates_and_outputs_are_left_to_the_run():
+    make = HealthExUpdateCohortOperator
+    with DAG("parsed", schedule=None):
+        output = HealthExListConsentedPatientsOperator(task_id="listed").output
+        make(task_id="a", patient_ids="{{ ids }}", project_id="{{ project }}", skip_interactive="{{ skip }}")
+        make(task_id="b", patient_ids=output, project_id=output, skip_interactive=output, healthex_conn_id=output)
+        make(task_id="c", patient_ids=["a", "{{ b }}", output, {"patient_id": "{{ c }}", "external_id": output}])
+        with pytest.raises(HealthExConfigurationError, match=r"patient_ids\[2\] "):
+            make(task_id="d", patient_ids=["{{ a }}", output, "b "])
+
+
+@pytest.mark.parametrize("argument", [{"patient_ids": ["a "]}, {"skip_interactive": "yes"}, {"project_id": 7}])
+def test_a_mapped_value_that_cannot_be_used_is_not_retried(service, argument):
+    with DAG("mapped", schedule=None):
+        rest = {} if "patient_ids" in argument else {"patient_ids": ["a"]}
+        mapped = HealthExUpdateCohortOperator.partial(task_id="mapped", **rest).expand(
+            **{name: [value] for name, value in argument.items()}
+        )
+    failing(mapped.unmap(argument), match=next(iter(argument)))
+    assert service.received == []
+
+
+@pytest.mark.parametrize(("text", "sent"), [("true", True), ("False", False), ("None", None), ("", None)])
+def test_skip_interactive_may_come_from_a_template(service, text, sent):
+    task = cohort(["a"], skip_interactive="{{ skip }}")
+    task.skip_interactive = text
+    run(task)
+    assert service.received[0].json == ({} if sent is None else {"skipInteractive": sent})
+
+
+@pytest.mark.parametrize("argument", [{"skip_interactive": "yes"}, {"skip_interactive": 1}, {"durable": "false"}])
+def test_a_flag_that_is_none_is_refused_when_the_dag_is_parsed(argument):
+    with pytest.raises(HealthExConfigurationError, match=f"{next(iter(argument))} must be True"):
+        cohort(["a"], **argument)
 
 
 def test_a_cohort_of_nobody_is_skipped(service):
@@ -236,7 +316,12 @@ def test_an_external_id_is_kept_where_only_one_of_two_mentions_has_it(service):
 
 
 def test_the_documented_fields_are_templated():
-    assert HealthExUpdateCohortOperator.template_fields == ("patient_ids", "project_id", "healthex_conn_id")
+    assert HealthExUpdateCohortOperator.template_fields == (
+        "patient_ids",
+        "project_id",
+        "skip_interactive",
+        "healthex_conn_id",
+    )
 
 
 def test_it_can_be_mapped_over_chunks():
@@ -281,7 +366,7 @@ def test_a_retry_asks_for_an_ambiguous_one_only_where_that_is_wanted(service, ch
 def test_an_ambiguous_update_that_is_asked_for_again_keeps_its_baseline_and_stays_ambiguous_if_refused(service):
     store = Store()
     early = "2026-01-01T00:00:00+00:00"
-    record = {"series": 0, "open": {"patient-0000": early, "patient-0001": early}, "outcomes": {}}
+    record = {"series": [0, 0], "open": {"patient-0000": early, "patient-0001": early}, "outcomes": {}}
     store.set("healthex_cohort_0", record)
     service.answers_each(replies(patient_0001=status(404)))
     result = run(cohort(ids(3), on_ambiguous="retry", max_failures=1), store)
@@ -307,8 +392,8 @@ def test_with_a_store_a_retry_asks_for_those_it_may_help(service):
 
 def test_without_a_store_a_failure_is_final_once_anything_was_accepted(service):
     service.answers_each(replies(patient_0001=status(429)))
-    failing(cohort(ids(3), max_failures=0), match="not retried")
-    failing(cohort(ids(3), max_failures=0, durable=False), Store(), match="not retried")
+    failing(cohort(ids(3), max_failures=0), match="Not retried")
+    failing(cohort(ids(3), max_failures=0, durable=False), Store(), match="Not retried")
 
 
 def test_without_a_store_a_failure_is_left_to_airflow_where_nothing_was_accepted(service):
@@ -406,6 +491,52 @@ def test_what_is_kept_holds_no_token_and_no_external_id(service):
     assert "mrn-12345" not in kept
 
 
+# A store that is away
+
+
+class Away(Store):
+    """The state store of an API server that fails while the patients in `until` are requested."""
+
+    def __init__(self, service, after):
+        super().__init__()
+        self.service, self.after, self.away = service, after, True
+
+    def set(self, key, value, **arguments):
+        if self.away and len(self.service.received) >= self.after:
+            raise RuntimeError("the API server answered 500")
+        super().set(key, value, **arguments)
+
+
+def test_answers_that_cannot_be_kept_fail_nothing_once_all_were_requested(service, task_log):
+    result = run(cohort(ids(6)), Away(service, 6))
+    assert who(result)["in_progress"] == ids(6)
+    assert all("ambiguous" not in entry for entry in result["in_progress"])
+    log = task_log()
+    assert "the API server answered 500" in log
+    assert "after all patients were requested" in log
+
+
+def test_without_a_store_no_more_are_requested_and_no_answer_is_thrown_away(service, task_log):
+    store = Away(service, 10)
+    service.answers(slowly(0.05))
+    error, result = failing(cohort(ids(40), max_concurrency=4), store, error=StoreError, match="not requested")
+    assert not isinstance(error, AirflowFailException)
+    asked = service.asked()
+    assert sorted(asked) == who(result)["in_progress"]
+    assert all("ambiguous" not in entry for entry in result["in_progress"])
+    assert len(result["not_asked"]) == 40 - len(asked)
+    assert asked.total() == len(asked) < 20
+    assert "A retry would take these updates for ambiguous" in task_log()
+    store.away = False
+    assert len(run(cohort(ids(40)), store)["in_progress"]) == 40
+    assert set(service.asked().values()) == {1}
+
+
+def test_an_intent_that_cannot_be_kept_stops_a_superseded_try(service):
+    failing(cohort(ids(6)), Away(service, 0), error=StoreError)
+    assert service.received == []
+
+
 # Killed
 
 
@@ -444,23 +575,55 @@ def check_resumed(service, result, choice, in_flight):
     return ambiguous
 
 
-def test_kill_9_of_a_process_in_the_middle_of_500_updates(service, tmp_path):
-    service.answers(slowly(0.03))
+def kill_9(service, folder, patient_ids, when):
+    """Start a worker's process, and kill it in the middle."""
     worker = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("cohorts.py"), tmp_path, json.dumps(ids(500)), "8"],
+        [sys.executable, Path(__file__).with_name("cohorts.py"), folder, json.dumps(patient_ids), "8"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     deadline = time.monotonic() + 60
-    while len(service.received) < 200 and time.monotonic() < deadline:
+    while not when() and time.monotonic() < deadline:
         time.sleep(0.005)
     worker.send_signal(signal.SIGKILL)
     assert worker.wait() == -signal.SIGKILL
     time.sleep(0.1)
-    assert 200 <= len(service.received) < 300
+    return service.asked()
+
+
+def test_kill_9_of_a_process_in_the_middle_of_500_updates(service, tmp_path):
+    service.answers(slowly(0.03))
+    before = kill_9(service, tmp_path, ids(500), lambda: len(service.received) >= 200)
+    assert 200 <= len(before) < 300
     result = run(cohort(ids(500), max_concurrency=8), Store(tmp_path))
     assert len(result["in_progress"]) == 500
     ambiguous = check_resumed(service, result, "assume_started", in_flight=8 + 2 + 8)
     assert ambiguous
+    assert len(set(ambiguous) - set(before)) <= 8
+
+
+def test_kill_9_while_patients_wait_for_their_turn_leaves_none_of_them_ambiguous(service, tmp_path, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", connection(service.url, service.token, requests_per_second=4))
+    before = kill_9(service, tmp_path, ids(30), lambda: len(service.received) >= 6)
+    monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", connection(service.url, service.token))
+    result = run(cohort(ids(30)), Store(tmp_path))
+    ambiguous = {entry["patient_id"] for entry in result["in_progress"] if entry.get("ambiguous")}
+    assert len(ambiguous) <= 1
+    assert set(before) | set(service.asked()) | ambiguous == set(ids(30))
+    assert set(service.asked().values()) == {1}
+
+
+def test_kill_9_while_patients_wait_for_a_retry_leaves_none_of_them_ambiguous(service, tmp_path):
+    service.answers(status(429, Retry_After="60"))
+    store = Store(tmp_path)
+
+    def all_wait():
+        return len(service.received) >= 8 and store.get("healthex_cohort_0")["open"] == {}
+
+    assert len(kill_9(service, tmp_path, ids(10), all_wait)) >= 8
+    service.answers(says(STARTED))
+    result = run(cohort(ids(10)), store)
+    assert not any(entry.get("ambiguous") for entry in result["in_progress"])
+    assert len(result["in_progress"]) == 10
 
 
 def test_after_on_kill_nobody_more_is_asked_and_the_result_says_so(service):
@@ -473,7 +636,7 @@ def test_after_on_kill_nobody_more_is_asked_and_the_result_says_so(service):
     service.answers(slowly(0.05))
     service.answers_each(kill_in_the_middle)
     store = Store()
-    _, result = failing(task, store, error=HealthExError, match="not asked")
+    _, result = failing(task, store, error=HealthExError, match="not requested")
     asked = service.asked()
     time.sleep(0.2)
     assert service.asked() == asked

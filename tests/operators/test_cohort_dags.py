@@ -52,3 +52,18 @@ def test_ids_may_come_from_a_template(dags, healthex_sandbox):
 def test_nobody_to_ask_for_is_skipped(dags, healthex_sandbox):
     run = run_dag(dags.from_a_template, healthex_sandbox, patient_ids=[])
     assert [ti.state for ti in run.get_task_instances()] == ["skipped"]
+
+
+def test_a_number_that_json_made_of_an_id_fails_before_any_request(dags, healthex_sandbox):
+    run = run_dag(dags.from_a_template, healthex_sandbox, patient_ids=[patients.IN_PROGRESS, 694061])
+    assert run.state == "failed"
+    assert healthex_sandbox.asked(patients.IN_PROGRESS) == 0
+
+
+@pytest.mark.skipif(not HAS_STATE_STORE, reason="needs Airflow 3.3")
+def test_retries_edited_between_two_tries_request_nobody_twice(dags, healthex_sandbox):
+    healthex_sandbox.faults.add("update", 429, retry_after=3600, patient_id=patients.PARTIAL)
+    run = run_dag(dags.edited, healthex_sandbox)
+    assert run.state == "success"
+    assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
+    assert healthex_sandbox.accepted(patients.PARTIAL) == 1

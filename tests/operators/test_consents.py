@@ -73,7 +73,7 @@ def test_more_chunks_than_airflow_maps_over_are_warned_of(service, task_log):
     assert len(listed(chunk_size=3)) == 1000
     assert "chunk_size" not in task_log()
     assert len(listed(chunk_size=2)) == 1500
-    assert "1500 chunks are more than the 1024 Airflow maps over: take a chunk_size of 3 or more" in task_log()
+    assert "1500 chunks are more than the 1024 Airflow maps over: set chunk_size to 3 or more" in task_log()
 
 
 @pytest.mark.parametrize(

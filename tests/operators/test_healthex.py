@@ -6,9 +6,10 @@ import json
 import threading
 import time
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException
 from support import context_of
 
 from airflow_provider_healthex.exceptions import (
@@ -25,6 +26,7 @@ from airflow_provider_healthex.exceptions import (
     HealthExUpdateAmbiguousError,
 )
 from airflow_provider_healthex.operators.healthex import HealthExUpdatePatientOperator
+from airflow_provider_healthex.operators.journal import StoreError
 from airflow_provider_healthex.sandbox import patients
 
 REASONS = {
@@ -52,6 +54,20 @@ class Store:
         self.values[key] = json.dumps(value)
 
 
+class AwayAfter(Store):
+    """A state store that takes so many writes and no more."""
+
+    def __init__(self, writes):
+        super().__init__()
+        self.writes = writes
+
+    def set(self, key, value, **arguments):
+        self.writes -= 1
+        if self.writes < 0:
+            raise RuntimeError("the API server answered 500")
+        super().set(key, value, **arguments)
+
+
 def operator(patient_id=patients.IN_PROGRESS, **arguments):
     return HealthExUpdatePatientOperator(task_id="refresh", patient_id=patient_id, **arguments)
 
@@ -59,12 +75,14 @@ def operator(patient_id=patients.IN_PROGRESS, **arguments):
 def lost_since(baseline, project_id=None):
     """What a try that was killed while asking leaves in the store."""
     subject = [project_id, patients.IN_PROGRESS]
-    return {"series": 0, "subject": subject, "requested_at": baseline, "answer": None}
+    return {"series": [0, 0], "subject": subject, "requested_at": baseline, "answer": None}
 
 
-def run(task, store=None, max_tries=0):
+def run(task, store=None, max_tries=0, clears=None):
     context = context_of(task)
-    context["ti"].max_tries = max_tries
+    # As after so many clears of a task without retries.
+    context["ti"].max_tries, context["ti"].try_number = max_tries, max_tries + 1
+    context["dag_run"] = SimpleNamespace(clear_number=max_tries if clears is None else clears)
     if store is not None:
         context["task_state_store"] = store
     return task.execute(context)
@@ -94,7 +112,7 @@ def test_it_returns_what_healthex_answered(healthex_sandbox):
 
 def test_a_partial_update_is_warned_of(healthex_sandbox, task_log):
     assert run(operator(patients.PARTIAL))["skipped_facilities_count"] > 0
-    assert "partial update" in task_log()
+    assert "Partial update" in task_log()
 
 
 @pytest.mark.parametrize(("patient", "reason"), REASONS.items())
@@ -122,15 +140,47 @@ class TestPatientAction:
         (patients.UNKNOWN, HealthExNotFoundError),
         (patients.FORBIDDEN, HealthExPermissionError),
         (patients.PROJECT_PAUSED, HealthExRequestError),
-        ("", HealthExConfigurationError),
-        ("..", HealthExConfigurationError),
-        ("two\nlines", HealthExConfigurationError),
     ],
 )
 def test_what_asking_again_cannot_mend_fails_for_good(healthex_sandbox, patient, error):
     with pytest.raises(AirflowFailException) as caught:
         run(operator(patient))
     assert type(caught.value.__cause__) is error
+
+
+@pytest.mark.parametrize("patient", ["", "..", "two\nlines", "17d4\u200b", " 17d4", 694061, None, ["17d4"]])
+def test_an_id_that_cannot_be_one_is_refused_when_the_dag_is_parsed_and_before_any_request(healthex_sandbox, patient):
+    with pytest.raises(HealthExConfigurationError, match=r"^patient_id "):
+        operator(patient)
+    task = operator("{{ patient }}")
+    task.patient_id = patient
+    store = Store()
+    with pytest.raises(AirflowFailException, match=r"^patient_id ") as caught:
+        run(task, store)
+    assert type(caught.value.__cause__) is HealthExConfigurationError
+    assert store.values == {}
+
+
+@pytest.mark.parametrize(
+    "argument", [{"project_id": 694061}, {"project_id": "a "}, {"skip_interactive": "yes"}, {"durable": "yes"}]
+)
+def test_other_arguments_are_refused_when_the_dag_is_parsed(argument):
+    with pytest.raises(HealthExConfigurationError, match=next(iter(argument))):
+        operator(**argument)
+
+
+def test_a_project_that_a_template_made_a_number_is_named(healthex_sandbox):
+    task = operator(project_id="{{ project }}")
+    task.project_id = 694061
+    with pytest.raises(AirflowFailException, match=r"^project_id must be text \(got int 694061\)"):
+        run(task)
+
+
+def test_a_mapped_id_that_cannot_be_one_is_not_retried(healthex_sandbox):
+    with DAG("mapped_patients", schedule=None):
+        mapped = HealthExUpdatePatientOperator.partial(task_id="refresh").expand(patient_id=["a "])
+    with pytest.raises(AirflowFailException, match="SPACE"):
+        run(mapped.unmap({"patient_id": "a "}))
 
 
 def test_a_404_says_that_the_patient_may_never_have_been_added(healthex_sandbox):
@@ -263,10 +313,61 @@ class TestDurable:
         def secrets_backend_is_away(*args):
             raise RuntimeError("away")
 
-        monkeypatch.setattr(type(task.hook), "get_connection", secrets_backend_is_away)
-        with pytest.raises(RuntimeError):
+        monkeypatch.setattr("airflow_provider_healthex.hooks.connection.DELAYS", ())
+        monkeypatch.setattr(
+            "airflow_provider_healthex.hooks.connection.BaseHook.get_connection", secrets_backend_is_away
+        )
+        with pytest.raises(HealthExConnectionError, match="look-up of connection"):
             run(task, store)
         assert store.values == {}
+
+    def test_after_a_clear_that_looks_like_a_retry_it_says_what_to_do(self, healthex_sandbox, monkeypatch, task_log):
+        killed, answered = Store(), Store()
+        self.kill_while_asking(operator(), killed, monkeypatch)
+        run(operator(), answered)
+        task = operator()
+        task.retries = 2
+        with pytest.raises(AirflowFailException, match="Clear it once more, now that it is not running"):
+            run(task, killed, clears=1)
+        run(task, answered, clears=1)
+        assert "Clear it once more, now that it is not running" in task_log()
+
+    @pytest.mark.parametrize("writes", [1, 0])
+    def test_a_store_that_is_away(self, healthex_sandbox, writes, task_log):
+        store = AwayAfter(writes)
+        if writes:
+            answer = run(operator(), store)
+            assert answer["message"] == "IN_PROGRESS_NO_ACTION_NEEDED"
+            log = task_log()
+            assert log.index(answer["retrieval_id"]) < log.index("the API server answered 500")
+        else:
+            with pytest.raises(StoreError):
+                run(operator(), store)
+        assert healthex_sandbox.asked(patients.IN_PROGRESS) == writes
+
+    def test_a_store_that_is_away_hides_no_rejection(self, healthex_sandbox):
+        with pytest.raises(AirflowFailException, match="404"):
+            run(operator(patients.UNKNOWN), AwayAfter(1))
+        healthex_sandbox.faults.add("update", "cut")
+        with pytest.raises(AirflowFailException) as caught:
+            run(operator(), AwayAfter(1))
+        assert isinstance(caught.value.__cause__, HealthExUpdateAmbiguousError)
+
+    def test_a_try_killed_while_it_waits_to_retry_a_rejection_was_not_requested(self, healthex_sandbox, monkeypatch):
+        class Killed(BaseException):
+            pass
+
+        def die(*args, **kwargs):
+            raise Killed
+
+        store = Store()
+        healthex_sandbox.faults.add("update", 429, retry_after=1)
+        with monkeypatch.context() as patch:
+            patch.setattr("airflow_provider_healthex.client.retries._wait", die)
+            with pytest.raises(Killed):
+                run(operator(), store)
+        assert "ambiguous" not in run(operator(), store)
+        assert healthex_sandbox.accepted(patients.IN_PROGRESS) == 1
 
     def test_an_answer_for_another_patient_is_not_this_ones(self, healthex_sandbox):
         store = Store()
@@ -303,7 +404,7 @@ class TestDurable:
             raise Killed
 
         with monkeypatch.context() as patch:
-            patch.setattr(task.hook, "update_patient_data", die)
+            patch.setattr("airflow_provider_healthex.client.transport.Transport.send", die)
             with pytest.raises(Killed):
                 run(task, store)
         return datetime.now(timezone.utc)
@@ -334,4 +435,9 @@ def test_an_unknown_choice_is_refused_when_the_dag_is_parsed(argument):
 
 
 def test_the_documented_fields_are_templated():
-    assert HealthExUpdatePatientOperator.template_fields == ("patient_id", "project_id", "healthex_conn_id")
+    assert HealthExUpdatePatientOperator.template_fields == (
+        "patient_id",
+        "project_id",
+        "skip_interactive",
+        "healthex_conn_id",
+    )

@@ -1,4 +1,4 @@
-"""What the next try reads of what this one wrote, wherever this one ended."""
+"""What a try knows of the earlier ones, wherever they ended, and whether it is their retry."""
 
 from __future__ import annotations
 
@@ -7,34 +7,134 @@ from datetime import datetime, timezone
 import pytest
 from operators.cohorts import Store
 
-from airflow_provider_healthex.operators.journal import CohortJournal
+from airflow_provider_healthex.operators.journal import Attempt, CohortJournal, StoreError, UpdateJournal
 from airflow_provider_healthex.operators.outcomes import Outcome
 
 SINCE = datetime(2026, 11, 22, 17, 40, 5, tzinfo=timezone.utc)
+CLEARED = Attempt(max_tries=1, clear_number=1, try_number=2)
 
 
 def started(patient_id):
     return Outcome(patient_id, "in_progress", requested_at=SINCE)
 
 
-def read(store, series=0):
-    return {name: outcome.kind for name, outcome in CohortJournal(store, series).outcomes.items()}
+def read(store, attempt=Attempt()):  # noqa: B008
+    return {name: outcome.kind for name, outcome in CohortJournal(store, attempt).outcomes.items()}
 
 
-def test_who_was_handed_over_and_has_no_outcome_is_ambiguous():
+class Away(Store):
+    """A state store that takes no write from the n-th on."""
+
+    def __init__(self, first=1):
+        super().__init__()
+        self.first = first
+
+    def set(self, key, value, **arguments):
+        if self.sets + 1 >= self.first:
+            raise RuntimeError("the API server answered 500")
+        super().set(key, value, **arguments)
+
+
+# A retry or a clear. Each try: (max_tries, clear_number, retries, try_number), as Airflow 3.3.2 has them.
+
+TRIES = {
+    "an automatic retry": ([(2, 0, 2, 1), (2, 0, 2, 2), (2, 0, 2, 3)], 1),
+    "a clear at rest": ([(0, 0, 0, 1), (1, 1, 0, 2)], 2),
+    "a clear at rest, then a retry": ([(1, 0, 1, 1), (2, 1, 1, 2), (2, 1, 1, 3)], 2),
+    "two clears": ([(1, 0, 1, 1), (2, 1, 1, 2), (3, 2, 1, 3)], 3),
+    "retries 3 to 1 before a retry": ([(3, 0, 3, 1), (3, 0, 1, 2)], 1),
+    "retries 2 to 5 before a retry": ([(2, 0, 2, 1), (2, 0, 5, 2)], 1),
+    "retries 1 to 0, parsed, then cleared": ([(1, 0, 1, 1), (1, 1, 0, 2)], 2),
+    "retries 0 to 1, cleared before it is parsed": ([(0, 0, 0, 1), (1, 1, 1, 2)], 2),
+    "another task cleared before a retry": ([(2, 0, 2, 1), (2, 1, 2, 2)], 1),
+    "another task cleared twice, retries between": ([(3, 0, 3, 1), (3, 1, 3, 2), (3, 2, 3, 3)], 1),
+    "another task cleared, then this one": ([(2, 0, 2, 1), (2, 1, 2, 2), (4, 2, 2, 3)], 2),
+    # What remains:
+    "cleared while running, its old count left": ([(2, 0, 2, 1), (2, 1, 2, 2)], 1),
+    "retries 2 to 1 and another task cleared before a retry": ([(2, 0, 2, 1), (2, 1, 1, 2)], 2),
+}
+
+
+@pytest.mark.parametrize(("tries", "requested"), TRIES.values(), ids=TRIES.keys())
+class TestARetryAndAClear:
+    def test_one_patient_is_requested_once_a_series(self, tries, requested):
+        store, count = Store(), 0
+        for each in tries:
+            journal = UpdateJournal(store, Attempt(*each), ["project", "a"])
+            if journal.answer is None:
+                assert journal.may_have_started_at is None
+                journal.begin()
+                journal.end({"number": count})
+                count += 1
+        assert count == requested
+
+    def test_an_ambiguous_patient_is_known_within_a_series(self, tries, requested):
+        store, count = Store(), 0
+        for each in tries:
+            journal = UpdateJournal(store, Attempt(*each), ["project", "a"])
+            if journal.may_have_started_at is None:
+                journal.begin()
+                count += 1
+        assert count == requested
+
+    def test_a_cohort_is_requested_once_a_series(self, tries, requested):
+        store, count = Store(), 0
+        for number, each in enumerate(tries):
+            journal = CohortJournal(store, Attempt(*each))
+            if "a" not in journal.outcomes:
+                journal.checkpoint(["a"])
+                journal.note(started("a"))
+                count += 1
+            journal.checkpoint([f"b{number}"])  # each try leaves pages of its own
+        assert count == requested
+
+
+def test_a_clear_of_the_run_within_a_series_is_known():
+    store = Store()
+    UpdateJournal(store, Attempt(2, 0, 2, 1), ["p", "a"]).begin()
+    assert not UpdateJournal(store, Attempt(2, 0, 2, 2), ["p", "a"]).run_was_cleared
+    assert UpdateJournal(store, Attempt(2, 1, 2, 2), ["p", "a"]).run_was_cleared
+    CohortJournal(store, Attempt(2, 0, 2, 1)).checkpoint(["a"])
+    assert not CohortJournal(store, Attempt(2, 0, 2, 2)).run_was_cleared
+    assert CohortJournal(store, Attempt(2, 1, 2, 2)).run_was_cleared
+
+
+def test_another_series_sees_nothing_of_this_one_even_with_fewer_pages():
+    store = Store()
+    for patient_id in "abc":
+        CohortJournal(store).checkpoint([patient_id])
+    assert read(store, CLEARED) == {}
+    CohortJournal(store, CLEARED).checkpoint(["d"])
+    assert read(store, CLEARED) == {"d": "ambiguous"}
+
+
+# What is kept of a cohort
+
+
+def test_a_patient_in_flight_without_an_outcome_is_ambiguous():
     store = Store()
     journal = CohortJournal(store)
     journal.checkpoint(["a", "b"])
     assert read(store) == {"a": "ambiguous", "b": "ambiguous"}
     journal.note(started("a"))
-    journal.checkpoint(["c"])
+    journal.checkpoint(["b", "c"])
     assert read(store) == {"a": "in_progress", "b": "ambiguous", "c": "ambiguous"}
 
 
-def test_the_baseline_of_who_is_lost_is_the_moment_of_handing_over():
+def test_a_patient_no_longer_in_flight_was_not_requested():
+    store = Store()
+    journal = CohortJournal(store)
+    journal.checkpoint(["a", "b"])
+    journal.checkpoint(["b"])
+    assert read(store) == {"a": "not_requested", "b": "ambiguous"}
+    journal.checkpoint(["a", "b"])
+    assert read(store) == {"a": "ambiguous", "b": "ambiguous"}
+
+
+def test_an_ambiguous_update_dates_from_when_it_was_about_to_be_sent():
     store, before = Store(), datetime.now(timezone.utc).replace(microsecond=0)
     CohortJournal(store).checkpoint(["a"])
-    assert before <= CohortJournal(store).lost_since("a") <= datetime.now(timezone.utc)
+    assert before <= CohortJournal(store).may_have_started_at("a") <= datetime.now(timezone.utc)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +144,7 @@ def test_the_baseline_of_who_is_lost_is_the_moment_of_handing_over():
         Outcome("a", "needs_patient", reason="CONSENT_EXPIRED"),
         Outcome("a", "ambiguous", requested_at=SINCE, status_code=500),
         Outcome("a", "failed", status_code=429, error="HealthExRateLimitError", again=True),
-        Outcome("a", "not_asked"),
+        Outcome("a", "not_requested"),
     ],
 )
 def test_an_outcome_is_read_as_it_was_noted(outcome):
@@ -61,9 +161,9 @@ def test_outcomes_on_later_pages_close_what_earlier_ones_opened():
     journal = CohortJournal(store)
     everybody = [f"patient-{number}" for number in range(600)]
     journal.checkpoint(everybody[:2])
-    for earlier, later in zip(everybody, everybody[2:], strict=False):
+    for number, earlier in enumerate(everybody[:-2]):
         journal.note(started(earlier))
-        journal.checkpoint([later])
+        journal.checkpoint(everybody[number + 1 : number + 3])
     assert len(store.values) > 2
     kinds = read(store)
     assert [name for name, kind in kinds.items() if kind == "ambiguous"] == everybody[-2:]
@@ -81,17 +181,17 @@ def test_each_try_goes_on_after_the_pages_of_the_last():
     assert len(store.values) == 3
 
 
-def test_who_was_asked_again_and_lost_keeps_the_earliest_baseline():
+def test_a_patient_who_is_ambiguous_twice_keeps_the_first_requested_at():
     store = Store()
     journal = CohortJournal(store)
     journal.checkpoint(["a"])
     journal.note(Outcome("a", "ambiguous", requested_at=SINCE))
     journal.checkpoint()
     CohortJournal(store).checkpoint(["a"])
-    assert CohortJournal(store).lost_since("a") == SINCE
+    assert CohortJournal(store).may_have_started_at("a") == SINCE
 
 
-def test_who_failed_and_was_lost_when_asked_again_is_ambiguous():
+def test_a_failed_patient_in_flight_again_is_ambiguous():
     store = Store()
     journal = CohortJournal(store)
     journal.checkpoint(["a"])
@@ -101,24 +201,13 @@ def test_who_failed_and_was_lost_when_asked_again_is_ambiguous():
     assert read(store) == {"a": "ambiguous"}
 
 
-def test_who_was_withdrawn_was_not_asked_but_may_have_been_earlier():
+def test_a_rejected_repetition_leaves_an_ambiguous_patient_ambiguous():
     store = Store()
-    journal = CohortJournal(store)
-    journal.checkpoint(["a"])
+    CohortJournal(store).checkpoint(["a"])
     again = CohortJournal(store)
     again.checkpoint(["a", "b"])
-    again.withdraw(again.unanswered)
     again.checkpoint()
-    assert read(store) == {"a": "ambiguous", "b": "not_asked"}
-
-
-def test_another_series_sees_nothing_of_this_one_even_with_fewer_pages():
-    store = Store()
-    for patient_id in "abc":
-        CohortJournal(store, 0).checkpoint([patient_id])
-    assert read(store, 1) == {}
-    CohortJournal(store, 1).checkpoint(["d"])
-    assert read(store, 1) == {"d": "ambiguous"}
+    assert read(store) == {"a": "ambiguous", "b": "not_requested"}
 
 
 def test_nothing_is_written_where_there_is_nothing_new():
@@ -126,5 +215,44 @@ def test_nothing_is_written_where_there_is_nothing_new():
     journal = CohortJournal(store)
     journal.checkpoint()
     journal.checkpoint(["a"])
-    journal.checkpoint()
+    journal.checkpoint(["a"])
     assert store.sets == 1
+
+
+# Where the store takes no write
+
+
+def test_an_intent_that_cannot_be_written_stops_the_request():
+    with pytest.raises(StoreError, match="RuntimeError: the API server answered 500"):
+        UpdateJournal(Away()).begin()
+    journal = CohortJournal(Away())
+    with pytest.raises(StoreError):
+        journal.checkpoint(["a"])
+    assert journal.unanswered == ()
+
+
+def test_an_answer_that_cannot_be_written_fails_nothing(caplog):
+    journal = UpdateJournal(Away(2))
+    journal.begin()
+    journal.end({"requested_at": "2026-01-01T00:00:00+00:00"})
+    assert "took no write" in caplog.text
+
+
+def test_outcomes_that_cannot_be_written_are_logged(caplog):
+    journal = CohortJournal(Away(2))
+    journal.checkpoint(["a"])
+    journal.note(started("a"))
+    journal.keep()
+    assert '{"a": {"kind": "in_progress", "requested_at": "2026-11-22T17:40:05+00:00"}}' in caplog.text
+
+
+def test_outcomes_are_written_once_the_store_is_back():
+    store = Away(2)
+    journal = CohortJournal(store)
+    journal.checkpoint(["a"])
+    journal.note(started("a"))
+    with pytest.raises(StoreError):
+        journal.checkpoint(["b"])
+    store.first = 99
+    journal.keep()
+    assert read(store) == {"a": "in_progress"}

@@ -145,8 +145,8 @@ class S3Place(Place):
 
     kind = HealthExDataArrivalSensor
     path_argument, manifest_argument = "bucket_key", "manifest_key"
-    nowhere = r"worker listing bucket 'no-such-bucket'.*NoSuchBucket"
-    refused = r"worker listing bucket .*AccessDenied"
+    nowhere = r"NoSuchBucket to the worker .*bucket 'no-such-bucket'"
+    refused = r"AccessDenied to the worker \(ListObjectsV2, bucket"
 
     def __init__(self, server: MotoServer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.server = server

@@ -309,6 +309,33 @@ class TestHostKeys:
         d.put(FOLDER + "a.json")
         assert run_sensor(sensor(mode)).result["object_count"] == 1
 
+    @pytest.mark.parametrize(
+        ("line", "problem"),
+        [
+            ("127.0.0.1 {kind} {key}", "a line of ssh-keyscan or known_hosts: leave out the host"),
+            ("[127.0.0.1]:2222 {kind} {key}", "a line of ssh-keyscan or known_hosts: leave out the host"),
+            ("# 127.0.0.1:22 SSH-2.0-x\n127.0.0.1 {kind} {key}\n", "a line of ssh-keyscan or known_hosts"),
+            ("|1|aGFzaA==|aGFzaA== {kind} {key}", "a line of ssh-keyscan or known_hosts"),
+            ("{key}", "give the key's type and the key"),
+            ("{kind}", "give the key's type and the key"),
+            ("{kind} {key:.20}", "give the key's type and the key"),
+            ("SHA256:nothing", "give the key's type and the key"),
+            ("", "give the key's type and the key"),
+        ],
+    )
+    def test_a_key_that_is_pasted_in_another_form_says_what_to_put_there(
+        self, d: OpenSsh, mode, monkeypatch, line, problem
+    ):
+        kind, key = d.host_key.split()[:2]
+        self.connect(monkeypatch, d, host_key=line.format(kind=kind, key=key))
+        with pytest.raises(AirflowFailException, match=f"host_key in the Extra .*{problem}.*'ssh-ed25519 AAAA…'"):
+            run_sensor(sensor(mode, soft_fail=True))
+
+    def test_a_key_with_a_comment_is_taken(self, d: OpenSsh, mode, monkeypatch):
+        self.connect(monkeypatch, d, host_key=" ".join(d.host_key.split()[:2]) + " the server's\n")
+        d.put(FOLDER + "a.json")
+        assert run_sensor(sensor(mode)).result["object_count"] == 1
+
     def test_who_asks_for_no_check_gets_none(self, d: OpenSsh, mode, monkeypatch, nobody_known):
         self.connect(monkeypatch, d, host_key=None, no_host_key_check="true")
         d.put(FOLDER + "a.json")
@@ -355,6 +382,16 @@ class TestWhoMayNot:
             run_sensor(sensor(mode, soft_fail=True))
         assert "secret-bytes" not in str(caught.value)
 
+    @pytest.mark.parametrize("line_end", ["", " ", "\\n"])
+    def test_a_private_key_that_lost_its_line_ends_says_so(self, d: OpenSsh, mode, monkeypatch, line_end):
+        extra = json.loads(d.connection())["extra"]
+        extra = json.loads(extra) if isinstance(extra, str) else extra
+        lines = extra["private_key"].strip().splitlines()
+        monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", d.connection(private_key=line_end.join(lines)))
+        with pytest.raises(AirflowFailException, match=r"private_key in the Extra .* has lost its line ends") as caught:
+            run_sensor(sensor(mode, soft_fail=True))
+        assert lines[1] not in str(caught.value)
+
     @pytest.mark.parametrize(
         ("missing", "message"),
         [({"host": None}, "names no host"), ({"login": None}, "names no login"), ({"port": 99999}, "correct the port")],
@@ -384,7 +421,7 @@ class TestWhoMayNot:
         with pytest.raises(HealthExError, match="a retry of the task writes it") as caught:
             run_sensor(sensor(mode, manifest_path="manifests/ext-secret/{externalId}", external_id="ext-secret"))
         assert "ext-secret" not in str(caught.value)
-        assert caught.value.__suppress_context__
+        assert "ext-secret" not in f"{caught.value.__cause__!r} {caught.value.__context__!r}"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -518,7 +555,30 @@ def test_what_a_server_says_is_in_no_error(monkeypatch, refusal, arguments):
         monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", server.connection())
         with pytest.raises(AirflowFailException, match="SFTPPermissionDenied") as caught:
             run_sensor(sensor(external_id="ext-" + "secret", **arguments))
-    assert "ext-secret" not in "".join(traceback.format_exception(caught.value))
+    told = "".join(traceback.format_exception(caught.value))
+    cause: BaseException | None = caught.value
+    while cause is not None:
+        told, cause = f"{told} {cause!r} {cause.__context__!r}", cause.__cause__
+    assert "ext-secret" not in told
+
+
+async def a_name_of_another_folder(_: object, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+    yield asyncssh.SFTPName(b"../other/a.json", "-rw", asyncssh.SFTPAttrs(**fresh_file()))
+
+
+def test_a_name_that_leads_out_of_its_folder_is_passed_over(monkeypatch, airflow_database):
+    with OddSftp(scandir=a_name_of_another_folder) as server:
+        monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", server.connection())
+        with pytest.raises(AirflowSensorTimeout, match="no objects under d/"):
+            run_sensor(sensor(path="d/", timeout=0.5))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_answer_that_cannot_be_read_is_a_typed_error(monkeypatch, mode):
+    with OddSftp(realpath=lambda self, path: b"/\xff\xfe") as server:
+        monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", server.connection())
+        with pytest.raises(AirflowFailException, match="SFTPBadMessage"):
+            run_sensor(sensor(mode, soft_fail=True))
 
 
 @pytest.mark.parametrize("code", [asyncssh.DISC_TOO_MANY_CONNECTIONS, asyncssh.DISC_BY_APPLICATION, 7])

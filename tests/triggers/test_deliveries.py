@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from datetime import date, datetime, timedelta
 
 import pytest
 import s3_faults as s3
@@ -152,13 +153,66 @@ def test_trouble_is_logged_and_never_ends_it(monkeypatch, answer):
         ({"bucket_key": "d/{patient}/"}, "none of its variables"),
         ({"since": "yesterday"}, "ISO 8601"),
         ({"since": "2026-11-22T17:40:05"}, "time zone"),
+        ({"bucket_key": "s3://bucket/d/{healthexPatientId}/"}, "must be a path in the bucket"),
+        ({"bucket_key": "d/{projectId}-{healthexPatientId}/"}, "Separate variables by '/'"),
+        ({"bucket_key": "d/*/{healthexPatientId}/"}, "knows no globs"),
+        ({"bucket_key": None}, "give the key, the prefix"),
+        ({"bucket_key": ["d/{healthexPatientId}/"]}, "give the key, the prefix"),
+        ({"bucket_name": None}, "bucket_name must be .*got a NoneType"),
+        ({"bucket_name": ""}, "bucket_name must be"),
+        ({"bucket_name": "s3://bucket"}, "bucket_name must be"),
+        ({"bucket_name": "bucket/d"}, "bucket_name must be"),
+        ({"bucket_name": "arn:aws:s3:::bucket"}, "bucket_name must be"),
+        ({"since": datetime(2026, 11, 22)}, "time zone"),
+        ({"since": date(2026, 11, 22)}, "is a date"),
+        ({"since": 1_700_000_000}, "is a int"),
+        ({"since": ""}, "ISO 8601"),
+        ({"poke_interval": timedelta(seconds=5)}, "poke_interval"),
+        ({"poke_interval": None}, "poke_interval"),
+        ({"quiet_period": True}, "quiet_period"),
+        ({"aws_conn_id": 7}, "aws_conn_id must be"),
         ({"quiet_period": -1}, "quiet_period"),
         ({"poke_interval": "often"}, "poke_interval"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_refused_when_the_dag_is_parsed(arguments, message):
     with pytest.raises(HealthExConfigurationError, match=message):
-        trigger("bucket", **arguments)
+        trigger(**{"bucket_name": "bucket", **arguments})
+
+
+def test_a_datetime_is_a_start_too(bucket):
+    since = utc_now().replace(microsecond=0)
+    bucket.put("d/project-1/mrn-1/a.json")
+    given = trigger(bucket.name, since=since)
+    assert given.serialize()[1]["since"] == since.isoformat()
+    assert len(run(given, 1)) == 1
+
+
+@pytest.mark.parametrize("name", ["arn:aws:s3:us-east-1:123456789012:accesspoint/name", "name-abc123-s3alias"])
+def test_an_access_point_is_a_bucket(name):
+    assert trigger(name).bucket_name == name
+
+
+def test_what_is_logged_names_no_id(monkeypatch, task_log, certificate):
+    with s3.FaultyS3(certificate) as server:
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", aws_connection(server.endpoint_url))
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        assert run(trigger("bucket", bucket_key="of-one-org/{externalId}/"), 0, seconds=1) == []
+    log = task_log()
+    assert "SSLError on the triggerer" in log or "CertificateError on the triggerer" in log
+    assert "prefix=" not in log
+
+
+@pytest.mark.parametrize("stuck", [s3.HALF_A_CHUNK, s3.WRONG_CHUNKS, s3.DRIPPING, s3.SILENCE], ids=str)
+def test_an_answer_that_does_not_end_is_given_up(monkeypatch, task_log, stuck):
+    monkeypatch.setattr("airflow_provider_healthex.s3.REQUEST_LIMIT", 0.7)
+    with s3.FaultyS3() as server:
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", aws_connection(server.endpoint_url))
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        since = just_now()
+        server.script(stuck, s3.listing("d/project-1/mrn-1/a.json"))
+        assert len(run(trigger("bucket", since=since), 1)) == 1
+    assert "S3 did not answer the triggerer" in task_log()
 
 
 def test_airflow_tells_it_by_its_arguments():

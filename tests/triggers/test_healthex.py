@@ -9,12 +9,13 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
-from support import run_trigger, utc_now
+import s3_faults as s3
+from support import aws_connection, run_trigger, utc_now
 
-from airflow_provider_healthex.delivery import Expectation, expand
+from airflow_provider_healthex.delivery import CohortExpectation, Expectation, Member, expand
 from airflow_provider_healthex.delivery.schedule import PokeSchedule
 from airflow_provider_healthex.triggers.arrival import WaitingLog, waiting_line
-from airflow_provider_healthex.triggers.healthex import HealthExDataArrivalTrigger
+from airflow_provider_healthex.triggers.healthex import HealthExCohortArrivalTrigger, HealthExDataArrivalTrigger
 
 
 def trigger(bucket_name, **changes):
@@ -58,14 +59,56 @@ def test_there_is_a_last_look_at_the_deadline(bucket):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bucket_name": "no-such-bucket"}, "triggerer listing bucket 'no-such-bucket'"),
-        ({"aws": {"aws_conn_id": "nowhere"}}, "AirflowNotFoundException; create the connection"),
+        ({"bucket_name": "no-such-bucket"}, "NoSuchBucket to the triggerer (ListObjectsV2, bucket 'no-such-bucket'"),
+        ({"aws": {"aws_conn_id": "nowhere"}}, "'nowhere': create the connection"),
     ],
 )
 def test_what_is_refused_for_good_is_an_event_and_no_exception(bucket, changes, message):
     event = run_trigger(trigger(**{"bucket_name": bucket.name, **changes}))
     assert event["status"] == "refused"
     assert message in event["message"]
+
+
+STUCK = [s3.HALF_A_CHUNK, s3.WRONG_CHUNKS, s3.DRIPPING, s3.SILENCE]
+
+
+@pytest.fixture
+def stuck_server(request, monkeypatch):
+    monkeypatch.setattr("airflow_provider_healthex.s3.REQUEST_LIMIT", 0.7)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with s3.FaultyS3() as server:
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", aws_connection(server.endpoint_url))
+        server.script(request.param)
+        yield server
+
+
+def cohort_trigger(**changes):
+    members = (Member("patient-1", 0), Member("patient-2", 0))
+    expectation = CohortExpectation(
+        "d/{healthexPatientId}/", {}, utc_now() - timedelta(minutes=1), members, quiet_period=0
+    )
+    given = {"waiting_for": "a cohort", "poke_interval": 0.2, "aws": {"aws_conn_id": "aws_default"}, **changes}
+    return HealthExCohortArrivalTrigger(bucket_name="bucket", expectation=expectation.to_dict(), **given)
+
+
+@pytest.mark.parametrize("stuck_server", STUCK, indirect=True, ids=str)
+class TestAnAnswerThatDoesNotEnd:
+    def test_is_given_up_and_the_next_poke_succeeds(self, stuck_server):
+        stuck_server.script(s3.listing("d/patient-1/a.json"))
+        assert run_trigger(trigger("bucket", deadline=time.time() + 60))["status"] == "arrived"
+
+    def test_is_given_up_for_a_cohort(self, stuck_server):
+        stuck_server.script(s3.listing("d/patient-1/a.json", "d/patient-2/a.json"))
+        event = run_trigger(cohort_trigger(deadline=time.time() + 60))
+        assert event == {"status": "arrived", "message": "", "missing": "0"}
+
+    def test_does_not_hold_the_deadline(self, stuck_server):
+        stuck_server.script(STUCK * 9)
+        started = time.time()
+        event = run_trigger(trigger("bucket", deadline=started + 1))
+        assert event["status"] == "timed_out"
+        assert event["message"].startswith("S3 did not answer the triggerer")
+        assert time.time() - started < 30
 
 
 def test_a_defect_is_an_event_that_a_retry_may_pass(bucket, monkeypatch):

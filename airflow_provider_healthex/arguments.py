@@ -1,39 +1,86 @@
-"""Checks on what an author gives an operator or a sensor, with messages that say what to write instead."""
+"""Checks on the arguments of operators, sensors and triggers: at parse time where they are literal, else rendered."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timezone
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
 
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
+
+_TEMPLATE = re.compile(r"\{\{|\{%|\{#")
+_WHOLE = re.compile(r"\s*[+-]?\d+\s*")
+
+
+def is_rendered_later(value: Any) -> bool:
+    """Whether Airflow may still change a value: a Jinja template, a task's output, or a collection with one in it."""
+    if isinstance(value, str):
+        return _TEMPLATE.search(value) is not None
+    if isinstance(value, Mapping):
+        return any(map(is_rendered_later, value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return any(map(is_rendered_later, value))
+    # XComArg, and what a mapped task group hands to its tasks: no common class on all versions of Airflow.
+    return hasattr(value, "resolve") and hasattr(value, "iter_references")
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:
     """Return the value if it is one of the choices."""
     if value not in choices:
-        raise HealthExConfigurationError(f"{name} is {value!r}; give one of {', '.join(map(repr, choices))}.")
+        raise HealthExConfigurationError(f"{name} must be one of {', '.join(map(repr, choices))} (got {value!r})")
     return value
 
 
-def at_least(name: str, value: float, least: float, unit: str = "") -> float:
-    """Return the number if it is not below the least."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
-        raise HealthExConfigurationError(f"{name} is {value!r}; give a number of at least {least}{unit}.")
+def boolean(name: str, value: bool) -> bool:
+    """Return the value if it is True or False: the text "false" would count as True."""
+    if not isinstance(value, bool):
+        raise HealthExConfigurationError(f"{name} must be True or False (got {value!r})")
     return value
 
 
-def fraction(name: str, value: float) -> float:
-    """Return the number if it is between 0 and 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise HealthExConfigurationError(f"{name} is {value!r}; give a number from 0 to 1, such as 0.95.")
-    return value
+def at_least(name: str, value: float | str, least: float, unit: str = "") -> float:
+    """Return the number, or what a template was rendered to, if it is not below the least."""
+    number = _number(value)
+    if number is None or not least <= number < float("inf"):
+        raise HealthExConfigurationError(f"{name} must be a number of at least {least:g}{unit} (got {value!r})")
+    return number
 
 
-def whole_number(name: str, value: int, least: int) -> int:
-    """Return the whole number if it is not below the least."""
-    if int(at_least(name, value, least)) != value:
-        raise HealthExConfigurationError(f"{name} is {value!r}; give a whole number.")
-    return int(value)
+def seconds(name: str, value: timedelta | float | str, least: float = 0) -> float:
+    """Return a duration in seconds; given as such, as a timedelta, or as what a template was rendered to."""
+    number = value.total_seconds() if isinstance(value, timedelta) else _number(value)
+    if number is None or not least <= number < float("inf"):
+        raise HealthExConfigurationError(
+            f"{name} must be at least {least:g} s, as a number of seconds or a timedelta (got {value!r})"
+        )
+    return number
+
+
+def fraction(name: str, value: float | str) -> float:
+    """Return the number, or what a template was rendered to, if it is between 0 and 1."""
+    number = _number(value)
+    if number is None or not 0 <= number <= 1:
+        raise HealthExConfigurationError(f"{name} must be a number from 0 to 1, such as 0.95 (got {value!r})")
+    return number
+
+
+def whole_number(name: str, value: int | str, least: int) -> int:
+    """Return the whole number, or what a template was rendered to, if it is not below the least."""
+    number = _number(value)
+    if number is None or not least <= number < float("inf") or int(number) != number:
+        raise HealthExConfigurationError(f"{name} must be a whole number of at least {least} (got {value!r})")
+    return int(number)
+
+
+def _number(value: Any) -> float | None:
+    """Return a number, or None where the value is none; a whole number stays one."""
+    if isinstance(value, str):
+        try:
+            return int(value) if _WHOLE.fullmatch(value) else float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def baseline(name: str, value: str | datetime) -> datetime:
@@ -44,12 +91,14 @@ def baseline(name: str, value: str | datetime) -> datetime:
             moment = datetime.fromisoformat(value.strip())
         except ValueError:
             raise HealthExConfigurationError(
-                f"{name} is {value!r}; write it as ISO 8601, such as 2026-11-22T17:40:05+00:00."
+                f"{name} must be ISO 8601, such as 2026-11-22T17:40:05+00:00 (got {value!r})"
             ) from None
     if not isinstance(moment, datetime):
-        raise HealthExConfigurationError(f"{name} is a {type(value).__name__}; give an ISO string or a datetime.")
+        raise HealthExConfigurationError(
+            f"{name} must be an ISO 8601 string or a datetime (got a {type(value).__name__})"
+        )
     if moment.tzinfo is None:
         raise HealthExConfigurationError(
-            f"{name} is {value!r}, which has no time zone; write it as 2026-11-22T17:40:05+00:00."
+            f"{name} must have a time zone, such as 2026-11-22T17:40:05+00:00 (got {str(value)!r})"
         )
     return moment.astimezone(timezone.utc).replace(microsecond=0)

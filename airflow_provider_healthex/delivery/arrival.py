@@ -153,8 +153,8 @@ class Tally:
             newest = max(row.last_modified for row in self._fresh.values())
             left = self.expectation.quiet_period - (now - newest).total_seconds()
             if left > 0:
-                quiet = f"{self.expectation.quiet_period:g} s of quiet ({left:.0f} s left)"
-                return Waiting(f"{_objects(fresh, 'fresh ')}, waiting for {quiet}")
+                quiet = self.expectation.quiet_period
+                return Waiting(f"{_objects(fresh, 'fresh ')}, settling: {left:.0f} s of {quiet:g} s left")
         return Arrived(tuple(self._fresh[key] for key in sorted(self._fresh)))
 
     def _missing(self, target: Target, count: _Count) -> str | None:

@@ -35,7 +35,7 @@ QUICK = {
 DAGS = {"s3": "refresh_patient", "sftp": "refresh_patient_sftp"}
 
 #: What of Airflow's log tells the story: the provider's own lines, and what the last task printed.
-_TOLD = re.compile(r"(Waiting for patient .*?until the timeout|Arrived for patient .*?\+00:00|Read from \w+: .*?\})")
+_TOLD = re.compile(r"(Waiting: .*?until the timeout|Arrived for patient .*?\+00:00|Read from \w+: .*?\})")
 _FAILED = re.compile(r"AirflowFailException: (.*)|AirflowSensorTimeout: (.*)|AirflowSkipException: (.*)")
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
 from airflow.providers.amazon.aws.utils.mixins import aws_template_fields
-from airflow.providers.common.compat.sdk import AirflowFailException, conf
+from airflow.providers.common.compat.sdk import conf
 
-from airflow_provider_healthex.arguments import baseline, fraction
+from airflow_provider_healthex.arguments import baseline, fraction, is_rendered_later, seconds
 from airflow_provider_healthex.client.models import whole_seconds
 from airflow_provider_healthex.delivery import (
     AllSettled,
@@ -30,12 +31,22 @@ from airflow_provider_healthex.delivery.manifest import manifest_lines
 from airflow_provider_healthex.delivery.template import names_patient, variables
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
 from airflow_provider_healthex.s3 import Bucket
-from airflow_provider_healthex.sensors.arrival import recognized
+from airflow_provider_healthex.sensors.arrival import (
+    RULE_FIELDS,
+    STAND_IN,
+    Rule,
+    known,
+    no_result,
+    plain_seconds,
+    recognized,
+)
 from airflow_provider_healthex.sensors.bucket import BucketArrivalSensor, bucket_and_paths
 from airflow_provider_healthex.triggers.healthex import HealthExCohortArrivalTrigger
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
+
+    from airflow_provider_healthex.delivery.schedule import PokeSchedule
 
 #: The most patients that one task takes; and, deferred, with MySQL, whose column for a trigger holds 64 KB.
 MAX_PATIENTS, MAX_PATIENTS_MYSQL = 10_000, 500
@@ -53,9 +64,9 @@ class HealthExCohortArrivalSensor(BucketArrivalSensor):
 
     Each patient in progress is judged by their own request's time as :class:`HealthExDataArrivalSensor` does: at
     least ``min_objects`` objects modified since, and none for ``quiet_period`` seconds by S3's clock. Those who must
-    act first or whose update failed aren't waited for. A patient who has arrived is not looked at again.
+    act first or whose update failed aren't waited for. A patient who has arrived is not listed again.
 
-    One look costs about as many requests as the lesser of: the pages (1,000 objects) under the path's part that all
+    One poke costs about as many requests as the lesser of: the pages (1,000 objects) under the path's part that all
     share, and the missing patients. Where the patient is no literal beginning of the path (a glob stands before them)
     it costs those pages. It needs a general purpose bucket: directory buckets (S3 Express) list in no order.
 
@@ -67,21 +78,23 @@ class HealthExCohortArrivalSensor(BucketArrivalSensor):
         ``{externalId}``, which comes from the update's entries; otherwise as in :class:`HealthExDataArrivalSensor`.
     :param bucket_name: the bucket, where ``bucket_key`` is no URL (templated).
     :param min_fraction: the fraction of the patients in progress, 0 to 1, who must have arrived at the deadline for the
-        task to succeed. Until then it waits for all.
+        task to succeed (templated). Until then, or until ``enough_after``, it waits for all.
+    :param enough_after: seconds, or a timedelta, after which ``min_fraction`` is enough (templated); counted from the
+        same start as ``timeout``. By default it is enough at the deadline alone.
     :param project_id: the project (templated); before ``update``'s, like the next.
     :param org_id: the organisation (templated).
-    :param min_objects: objects that must have come for each patient.
+    :param min_objects: fresh objects that are required for each patient (templated).
     :param marker: the name of the file that ends a delivery, or its ending where it begins with a dot; a fresh one
-        is then required instead of ``quiet_period``, and isn't counted.
-    :param quiet_period: seconds since a patient's newest object, 300 by default.
-    :param clock_skew: seconds by which S3's clock may be behind HealthEx's, 2 by default.
+        is then required instead of ``quiet_period``, and isn't counted (templated).
+    :param quiet_period: seconds, or a timedelta, since a patient's newest object; 300 by default (templated).
+    :param clock_skew: seconds, or a timedelta, by which S3's clock may be behind HealthEx's; 2 by default (templated).
     :param manifest_key: a key to write a JSON line for each object of those who arrived to (templated); may contain
         ``{orgId}`` and ``{projectId}``. It costs one more listing, on the worker.
     :param wildcard_match: read ``bucket_key`` as a glob.
     :param deferrable: wait on the triggerer.
     :param aws_conn_id: the AWS connection (templated).
-    :param poke_interval: seconds between two looks, 120 by default.
-    :param timeout: seconds until the deadline, 24 hours by default; there is one last look then. ``soft_fail`` turns
+    :param poke_interval: seconds between two pokes, 120 by default.
+    :param timeout: seconds until the deadline, 24 hours by default; there is one last poke then. ``soft_fail`` turns
         its failure into a skip, and no other.
     :returns: ``bucket``, ``arrived``: for each ``patient_id``, ``prefix``, ``object_count``, ``last_modified``;
         ``missing``: the ids of the others; ``arrived_count``, ``missing_count``, ``manifest``. Where nobody is in
@@ -89,6 +102,7 @@ class HealthExCohortArrivalSensor(BucketArrivalSensor):
     :raises HealthExConfigurationError: on construction, for an argument that can't be used.
     :raises AirflowFailException: from the typed error, for what waiting can't mend.
     :raises AirflowSensorTimeout: where fewer than ``min_fraction`` arrived in time.
+    :raises AirflowTaskTimeout: where ``execution_timeout`` ended the wait.
     """
 
     trigger_class = HealthExCohortArrivalTrigger
@@ -101,23 +115,32 @@ class HealthExCohortArrivalSensor(BucketArrivalSensor):
         "output lists them",
     }
     template_fields: Sequence[str] = aws_template_fields(
-        "bucket_key", "bucket_name", "update", "project_id", "org_id", "manifest_key"
+        "bucket_key",
+        "bucket_name",
+        "update",
+        "project_id",
+        "org_id",
+        "manifest_key",
+        "min_fraction",
+        "enough_after",
+        *RULE_FIELDS,
     )
 
     def __init__(
         self,
         *,
         update: Any,
-        bucket_key: str,
-        bucket_name: str | None = None,
-        min_fraction: float = 1.0,
-        project_id: str | None = None,
-        org_id: str | None = None,
-        min_objects: int = 1,
-        marker: str | None = None,
-        quiet_period: float = 300,
-        clock_skew: float = 2,
-        manifest_key: str | None = None,
+        bucket_key: str | XComArg,
+        bucket_name: str | XComArg | None = None,
+        min_fraction: float | str | XComArg = 1.0,
+        enough_after: timedelta | float | str | XComArg | None = None,
+        project_id: str | XComArg | None = None,
+        org_id: str | XComArg | None = None,
+        min_objects: int | str | XComArg = 1,
+        marker: str | XComArg | None = None,
+        quiet_period: timedelta | float | str | XComArg = 300,
+        clock_skew: timedelta | float | str | XComArg = 2,
+        manifest_key: str | XComArg | None = None,
         wildcard_match: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poke_interval: timedelta | float = 120,
@@ -127,6 +150,7 @@ class HealthExCohortArrivalSensor(BucketArrivalSensor):
         super().__init__(
             bucket_key=bucket_key,
             bucket_name=bucket_name,
+            update=update,
             min_objects=min_objects,
             marker=marker,
             quiet_period=quiet_period,
@@ -137,24 +161,66 @@ class HealthExCohortArrivalSensor(BucketArrivalSensor):
             timeout=timeout,
             **kwargs,
         )
-        self.update = update
-        self.min_fraction = fraction("min_fraction", min_fraction)
-        self.project_id = project_id
-        self.org_id = org_id
-        self.manifest_key = manifest_key
+        self.min_fraction = min_fraction
+        self.enough_after = plain_seconds(enough_after)
+        self.project_id: Any = project_id
+        self.org_id: Any = org_id
+        self.manifest_key: Any = manifest_key
+        self._check_arguments()
+
+    def _check_literals(self, rule: Rule) -> None:
+        if self.update is None:
+            raise _no_cohort("None")
+        self._check_fraction(known(self.min_fraction, 0), known(self.enough_after, None))
+        paths = [_one_path(path) for path in self._literal_paths()]
+        if isinstance(self.bucket_key, (list, tuple)) and len(self.bucket_key) != 1:
+            raise _many_paths(len(self.bucket_key))
+        values: dict[str, str | None] = {
+            "projectId": known(self.project_id) or STAND_IN,
+            "orgId": known(self.org_id) or STAND_IN,
+            "healthexPatientId": STAND_IN,
+            "externalId": STAND_IN,
+        }
+        self._check_paths(rule, paths, values)
+        if self.manifest_key and not is_rendered_later(self.manifest_key):
+            targets = [expand(path, values, wildcard=self.wildcard_match) for path in paths]
+            self._check_manifest("manifest_key", self._manifest(values), targets)
+
+    def _check_fraction(self, min_fraction: Any, enough_after: Any) -> tuple[float, float | None]:
+        """Return both, checked."""
+        part = fraction("min_fraction", min_fraction)
+        if enough_after is None:
+            return part, None
+        after = seconds("enough_after", enough_after)
+        if part == 1:
+            raise HealthExConfigurationError(
+                f"enough_after={enough_after!r} needs a min_fraction below 1: with 1 nothing less than all is enough"
+            )
+        if after >= self.timeout:
+            raise HealthExConfigurationError(
+                f"enough_after must be less than the timeout of {self.timeout:g} s, where min_fraction decides anyway "
+                f"(got {enough_after!r})"
+            )
+        return part, after
+
+    def _make_schedule(self, started: float, deadline: float) -> PokeSchedule:
+        _, after = self._check_fraction(self.min_fraction, self.enough_after)
+        schedule = super()._make_schedule(started, deadline)
+        return schedule if after is None else replace(schedule, enough_at=started + after)
 
     def _resolve(self) -> _CohortDelivery:
+        if self.update is None:
+            raise no_result()
         answer = _one_cohort(self.update)
         bucket, paths = bucket_and_paths(self.bucket_name, self.bucket_key)
         if len(paths) != 1:
-            raise HealthExConfigurationError(
-                f"bucket_key names {len(paths)} paths; a cohort is waited for on one. Give the path that all share."
-            )
+            raise _many_paths(len(paths))
         values = {
             "projectId": self.project_id or answer.get("project_id"),
             "orgId": self.org_id or recognized(answer.get("organization_id")),
         }
-        since, members = _members(answer["in_progress"], paths[0])
+        rule = self._rule()
+        since, members = _members(answer["in_progress"], _one_path(paths[0]))
         self._refuse_too_many(len(members))
         wait = CohortWait(
             CohortExpectation(
@@ -163,18 +229,16 @@ class HealthExCohortArrivalSensor(BucketArrivalSensor):
                 since=since,
                 members=members,
                 wildcard=self.wildcard_match,
-                clock_skew=self.clock_skew,
-                min_objects=self.min_objects,
-                quiet_period=self.quiet_period,
-                marker=self.marker,
+                **asdict(rule),
             )
         )
         for target in wait.targets[:1]:
-            self._check_kind(target)
+            rule.check_kind(target)
         manifest = (
             self._check_manifest("manifest_key", self._manifest(values), wait.targets) if self.manifest_key else None
         )
-        return _CohortDelivery(self._bucket(bucket), wait, manifest)
+        least, _ = self._check_fraction(self.min_fraction, self.enough_after)
+        return _CohortDelivery(self._bucket(bucket), wait, manifest, _least(least, len(members)))
 
     def _manifest(self, values: Mapping[str, str | None]) -> Any:
         key = str(self.manifest_key)
@@ -214,26 +278,24 @@ class HealthExCohortArrivalSensor(BucketArrivalSensor):
             self.log.warning("Some deliveries are not there any more, waiting again.")
         return result
 
-    def _at_deadline(self, event: Mapping[str, Any], context: Context) -> Any:
+    def _accept(self, now: float) -> AllSettled | None:
+        delivery: _CohortDelivery = self._delivery
+        enough = self._schedule is not None and self._schedule.is_enough(now)
+        return AllSettled() if enough and len(delivery.wait.settled) >= delivery.least else None
+
+    def _at_timeout(self, event: Mapping[str, Any], context: Context) -> Any:
         delivery: _CohortDelivery = self._delivery
         arrived = self._seen_by_trigger(event) if "missing" in event else delivery.wait.settled
-        least = self.min_fraction * len(delivery.wait.targets)
-        result = self._finish(arrived, context, least=least) if _suffices(len(arrived), least) else None
+        result = self._finish(arrived, context, least=delivery.least) if len(arrived) >= delivery.least else None
         if result is None:
             self._log_missing(arrived)
-            self._time_out(str(event["message"]))
+            total = len(delivery.wait.targets)
+            self._time_out(
+                f"Only {len(arrived):,} of {total:,} patients arrived within {self.timeout:g} s, and "
+                f"min_fraction={self.min_fraction} needs {delivery.least:,}, under {delivery.place}",
+                str(event["message"]),
+            )
         return result
-
-    def _unreported(self, context: Context) -> Any:
-        """Look once more: whoever ended the wait, what has arrived at the deadline counts."""
-        try:
-            found = self.poke(context)
-            if found:
-                return found.xcom_value
-            reason = f"no triggerer reported until the deadline; is one running? {self._last_seen}"
-            return self._at_deadline({"message": reason}, context)
-        except HealthExConfigurationError as error:
-            raise AirflowFailException(str(error)) from error
 
     def _seen_by_trigger(self, event: Mapping[str, Any]) -> list[int]:
         missing = int(str(event.get("missing") or "0"), 16)
@@ -243,7 +305,7 @@ class HealthExCohortArrivalSensor(BucketArrivalSensor):
         members = self._delivery.wait.expectation.members
         missing = [member.patient_id for index, member in enumerate(members) if index not in arrived]
         self.log.error(
-            "%s of %s patients are missing, and min_fraction is %g: %s%s",
+            "%s of %s patients are missing, and min_fraction is %s: %s%s",
             f"{len(missing):,}",
             f"{len(members):,}",
             self.min_fraction,
@@ -251,7 +313,7 @@ class HealthExCohortArrivalSensor(BucketArrivalSensor):
             ", …" if len(missing) > _MISSING_LOGGED else "",
         )
 
-    def _finish(self, arrived: Collection[int], context: Context, *, least: float) -> dict[str, Any] | None:
+    def _finish(self, arrived: Collection[int], context: Context, *, least: int) -> dict[str, Any] | None:
         """Return the result for those who arrived, or None where fewer than ``least`` are still there."""
         delivery: _CohortDelivery = self._delivery
         settled, manifest = delivery.wait.settled, None
@@ -259,7 +321,7 @@ class HealthExCohortArrivalSensor(BucketArrivalSensor):
             # What the triggerer saw isn't in its event, but for who it was: it would be too much for the database.
             if delivery.manifest_key or any(index not in settled for index in arrived):
                 settled = self._list_again(arrived, cast("IO[bytes]", lines))
-            if not _suffices(len(settled), least):
+            if len(settled) < least:
                 return None
             if delivery.manifest_key:
                 lines.seek(0)
@@ -282,16 +344,16 @@ class HealthExCohortArrivalSensor(BucketArrivalSensor):
             time.sleep(min(self.poke_interval, _PAUSE) if attempt else 0)
             manifest.seek(0)
             manifest.truncate()
-            found = delivery.storage.look(delivery.wait.collect(arrived, sink))
+            found = self._look(delivery.wait.collect(arrived, sink))
             if not isinstance(found, Waiting):
-                return found
+                return cast("dict[int, Settled]", found)
             reason = found.reason
         raise HealthExError(f"{reason}: the deliveries are there, and a retry of the task lists them.")
 
     def _result(self, result: dict[str, Any], context: Context) -> dict[str, Any]:
-        self.log.info(
-            "Arrived for %s of the cohort, %s missing", f"{result['arrived_count']:,}", f"{result['missing_count']:,}"
-        )
+        arrived, missing = result["arrived_count"], result["missing_count"]
+        enough = f"; {missing:,} missing, and min_fraction={self.min_fraction} is enough" if missing else ""
+        self.log.info("%s of %s patients arrived%s", f"{arrived:,}", f"{arrived + missing:,}", enough)
         self._tell_outlets(result, _EVENT_EXTRA, context)
         return result
 
@@ -307,28 +369,30 @@ class _CohortDelivery:
     storage: Bucket
     wait: CohortWait
     manifest_key: str | None
+    least: int  # patients that min_fraction needs
 
     @property
     def name(self) -> str:
         """What logs call it."""
-        return "a cohort"
+        count = len(self.wait.targets)
+        return f"cohort of {count:,} patient{'' if count == 1 else 's'}"
+
+    @property
+    def place(self) -> str:
+        """Where the deliveries are awaited, as messages show it."""
+        return repr(self.storage.uri(self.wait.expectation.path))
 
     def look(self) -> Look[AllSettled | Waiting]:
-        """Return the steps of one look."""
+        """Return the steps of one poke."""
         return self.wait.look()
 
     def hint(self, unmatched: int) -> Look[str | None]:
         """Return the steps that find out why nothing lies where the patients' paths begin."""
         return bucket_hint(self.wait.targets[unmatched], self.storage.bucket)
 
-    @property
-    def place(self) -> str:
-        """Where it looks, for messages: the path as its author wrote it, without an id."""
-        return f"{self.storage.title}, {self.wait.expectation.path!r}"
-
     def trigger_arguments(self) -> dict[str, Any]:
         """Return what its trigger needs of it."""
-        return {"expectation": self.wait.expectation.to_dict()}
+        return {"expectation": self.wait.expectation.to_dict(), "least": self.least}
 
     def result(self, settled: Mapping[int, Settled], manifest: str | None) -> dict[str, Any]:
         """Return the sensor's result, in the update's order."""
@@ -352,9 +416,19 @@ class _CohortDelivery:
         }
 
 
-def _suffices(count: int, least: float) -> bool:
-    # 0.7 of 10 is 7, and not 7.000000000000001.
-    return count >= least - 1e-9
+def _least(part: float, count: int) -> int:
+    """Return how many patients a fraction needs: 0.7 of 10 is 7, and not 8 because of 7.000000000000001."""
+    return math.ceil(part * count - 1e-9)
+
+
+def _many_paths(count: int) -> HealthExConfigurationError:
+    return HealthExConfigurationError(
+        f"bucket_key names {count} paths; a cohort is waited for on one. Give the path that all share."
+    )
+
+
+def _no_cohort(what: str) -> HealthExConfigurationError:
+    return HealthExConfigurationError(f"update must be the output of HealthExUpdateCohortOperator, and is {what}.")
 
 
 def _one_cohort(update: Any) -> dict[str, Any]:
@@ -372,16 +446,21 @@ def _one_cohort(update: Any) -> dict[str, Any]:
         what = "several: wait for each with HealthExCohortArrivalSensor.partial(…).expand(update=refresh.output)"
     else:
         what = f"a {type(update).__name__}"
-    raise HealthExConfigurationError(f"update must be the output of HealthExUpdateCohortOperator, and is {what}.")
+    raise _no_cohort(what)
 
 
-def _members(entries: Sequence[Any], path: str) -> tuple[datetime, tuple[Member, ...]]:
-    """Return the earliest baseline, and the patients with their seconds since it."""
+def _one_path(path: str) -> str:
+    """Return a path that names the patient."""
     if not names_patient(path):
         raise HealthExConfigurationError(
             f"bucket_key is {path!r}, which doesn't name the patient, so that deliveries can't be told apart: put "
             "{healthexPatientId} or {externalId} into it."
         )
+    return path
+
+
+def _members(entries: Sequence[Any], path: str) -> tuple[datetime, tuple[Member, ...]]:
+    """Return the earliest ``requested_at``, and the patients with their seconds since it."""
     whole = [entry for entry in entries if isinstance(entry, Mapping) and entry.get("patient_id")]
     if len(whole) < len(entries) or not all(entry.get("requested_at") for entry in whole):
         raise HealthExConfigurationError(

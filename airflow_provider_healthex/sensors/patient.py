@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
 
-from airflow_provider_healthex.arguments import baseline, one_of
+from airflow_provider_healthex.arguments import baseline, is_rendered_later, one_of
 from airflow_provider_healthex.client.models import IN_PROGRESS, PATIENT_ACTION_NEEDED, whole_seconds
 from airflow_provider_healthex.client.reasons import patient_action_needed
 from airflow_provider_healthex.delivery import Arrived, Expectation, Target, Waiting, expand
 from airflow_provider_healthex.delivery.manifest import manifest_lines
 from airflow_provider_healthex.delivery.template import names_patient
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
-from airflow_provider_healthex.sensors.arrival import ArrivalSensor, Storage, recognized
+from airflow_provider_healthex.sensors.arrival import (
+    STAND_IN,
+    ArrivalSensor,
+    Rule,
+    Storage,
+    Wait,
+    known,
+    no_result,
+    recognized,
+    refuse_moving,
+    short,
+)
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
 ON_PATIENT_ACTION = ("fail", "skip", "wait")
 MAX_KEYS = 1_000
@@ -37,34 +48,50 @@ class PatientArrivalSensor(ArrivalSensor):
         self,
         *,
         update: Any,
-        since: str | datetime | None,
-        patient_id: str | None,
-        project_id: str | None,
-        external_id: str | None,
-        org_id: str | None,
+        since: str | datetime | XComArg | None,
+        patient_id: str | XComArg | None,
+        project_id: str | XComArg | None,
+        external_id: str | XComArg | None,
+        org_id: str | XComArg | None,
         on_patient_action: str,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(update=update, **kwargs)
         if update is None and since is None:
             raise HealthExConfigurationError(
-                f"{type(self).__name__} needs update=… (the operator's output) or since=… (a baseline): the objects "
+                f"{type(self).__name__} needs update=… (the operator's output) or since=… (a moment): the objects "
                 "of an earlier delivery are there already, so that existence proves nothing."
             )
-        self.update = update
-        self.since = since
-        self.patient_id = patient_id
-        self.project_id = project_id
-        self.external_id = external_id
-        self.org_id = org_id
+        self.since: Any = since
+        self.patient_id: Any = patient_id
+        self.project_id: Any = project_id
+        self.external_id: Any = external_id
+        self.org_id: Any = org_id
         self.on_patient_action = one_of("on_patient_action", on_patient_action, ON_PATIENT_ACTION)
+
+    def _check_literals(self, rule: Rule) -> None:
+        if self.since is not None and not is_rendered_later(self.since):
+            baseline("since", self.since)
+        refuse_moving(self.since, reschedule=self.reschedule and not self.deferrable)
+
+    def _stand_in_values(self) -> dict[str, str | None]:
+        """Return the values of a path's variables as far as they are known at parse time."""
+        from_update = STAND_IN if self._gets_update else None
+        return {
+            "orgId": known(self.org_id) or from_update,
+            "projectId": known(self.project_id) or from_update,
+            "healthexPatientId": known(self.patient_id) or from_update,
+            "externalId": known(self.external_id),
+        }
 
     def _subject(self) -> Subject:
         """
         Return whose data is waited for.
 
-        :raises HealthExPatientActionNeeded: with ``on_patient_action="fail"``, where the patient must act.
+        :raises HealthExPatientActionNeeded: with ``on_patient_action="fail"``, where the patient needs to act.
         """
+        if self.update is None and self._gets_update and not self.since:
+            raise no_result()
         subject = Subject.of(self.update, self)
         if subject.patient_action and self.on_patient_action != "wait":
             needed = patient_action_needed(subject.patient_id or "?", subject.patient_action_reason)
@@ -73,11 +100,19 @@ class PatientArrivalSensor(ArrivalSensor):
             raise needed
         return subject
 
-    def _expectation(self, subject: Subject, paths: Sequence[str], *, wildcard: bool) -> Expectation:
+    def _resolve_since(self, since: str) -> Wait:
+        self.since = since  # a template of the current time would have moved on, and all that has arrived be stale
+        return self._resolve()
+
+    def _carried(self) -> dict[str, Any]:
+        return {"since": whole_seconds(self._delivery.subject.since)}
+
+    def _expectation(self, subject: Subject, paths: Sequence[str]) -> Expectation:
         """Return what counts as the delivery."""
-        targets = tuple(expand(path, subject.variables, wildcard=wildcard) for path in paths)
+        rule = self._rule()
+        targets = tuple(expand(path, subject.variables, wildcard=self.wildcard_match) for path in paths)
         for target in targets:
-            self._check_kind(target)
+            rule.check_kind(target)
             ids = [value for value in (subject.patient_id, subject.external_id) if value]
             if not names_patient(target.template) and not any(value in target.template for value in ids):
                 self.log.warning(
@@ -85,14 +120,7 @@ class PatientArrivalSensor(ArrivalSensor):
                     "Put {healthexPatientId} or {externalId} into it.",
                     target.template,
                 )
-        return Expectation(
-            targets=targets,
-            since=subject.since,
-            clock_skew=self.clock_skew,
-            min_objects=self.min_objects,
-            quiet_period=self.quiet_period,
-            marker=self.marker,
-        )
+        return Expectation(targets=targets, since=subject.since, **asdict(rule))
 
     def _manifest(self, name: str, path: str | None, subject: Subject, targets: Sequence[Target]) -> str | None:
         """Return where the manifest goes, if there shall be one."""
@@ -101,9 +129,9 @@ class PatientArrivalSensor(ArrivalSensor):
     def _conclude_event(self, event: Mapping[str, Any], context: Context) -> dict[str, Any] | None:
         delivery: PatientWait = self._delivery
         # The triggerer has decided; here its objects are only collected, as they are too many for the database.
-        verdict = delivery.storage.look(delivery.collect(event))
+        verdict = self._look(delivery.collect(event))
         if isinstance(verdict, Waiting):
-            self._last_seen = verdict.reason
+            self._last_poke = verdict.reason
             self.log.warning("The worker does not see what the triggerer saw, waiting again: %s", verdict.reason)
             return None
         return self._conclude(verdict, context)
@@ -117,9 +145,9 @@ class PatientArrivalSensor(ArrivalSensor):
             manifest = storage.uri(delivery.manifest)
         result = delivery.result(verdict, manifest)
         self.log.info(
-            "Arrived for %s: %s object(s), %s bytes, modified %s to %s",
+            "Arrived for %s: %s, %s bytes, modified %s to %s",
             delivery.name,
-            f"{result['object_count']:,}",
+            f"{result['object_count']:,} object{'' if result['object_count'] == 1 else 's'}",
             f"{result['total_bytes']:,}",
             result["first_modified"],
             result["last_modified"],
@@ -147,7 +175,9 @@ class Subject:
         answer = _one_update(update) if update is not None else {}
         since = given.since or answer.get("requested_at")
         if not since:
-            raise HealthExConfigurationError("since is empty, and there is no update: give one of the two.")
+            raise HealthExConfigurationError(
+                f"since is empty ({given.since!r}), and there is no update: give one of them"
+            )
         return cls(
             patient_id=given.patient_id or answer.get("patient_id"),
             project_id=given.project_id or answer.get("project_id"),
@@ -181,24 +211,34 @@ class PatientWait(ABC):
     @property
     def name(self) -> str:
         """What logs call it."""
-        return f"patient {self.subject.patient_id}" if self.subject.patient_id else "a delivery"
+        return f"patient {short(self.subject.patient_id)}" if self.subject.patient_id else "a delivery"
+
+    @property
+    def place(self) -> str:
+        """Where the delivery is awaited, as messages show it: without an external id."""
+        first, *others = [target.template for target in self.expectation.targets]
+        if self.subject.external_id:
+            first = first.replace(self.subject.external_id, "{externalId}")
+        for value in (self.subject.patient_id, self.subject.project_id):
+            first = first.replace(value, short(value)) if value else first
+        more = f" and {len(others)} more" if others else ""
+        return f"{self.address(first)}{more} ({self.name})"
+
+    @abstractmethod
+    def address(self, path: str) -> str:
+        """Return how messages show a path."""
 
     @abstractmethod
     def look(self) -> Any:
-        """Return the steps of one look."""
+        """Return the steps of one poke."""
 
     @abstractmethod
     def hint(self, unmatched: int) -> Any:
         """Return the steps that find out why nothing matches a path."""
 
-    @property
-    def place(self) -> str:
-        """Where it looks, for messages: paths as their author wrote them, without an id."""
-        return f"{self.storage.title}, {' and '.join(repr(target.template) for target in self.expectation.targets)}"
-
     @abstractmethod
     def collect(self, event: Mapping[str, Any]) -> Any:
-        """Return the steps of one look at what the triggerer saw."""
+        """Return the steps of one poke at what the triggerer saw."""
 
     def trigger_arguments(self) -> dict[str, Any]:
         """Return what its trigger needs of it."""

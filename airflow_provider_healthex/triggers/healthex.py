@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from airflow_provider_healthex.delivery import CohortExpectation, CohortWait, Expectation
 from airflow_provider_healthex.delivery.listing import Look, look
+from airflow_provider_healthex.delivery.schedule import PokeSchedule
 from airflow_provider_healthex.s3 import TRIGGERER, AsyncBucket, AwsAccess
 from airflow_provider_healthex.triggers.arrival import ArrivalTrigger
 from airflow_provider_healthex.triggers.deliveries import HealthExDeliveryTrigger
@@ -36,11 +37,8 @@ class HealthExDataArrivalTrigger(_BucketArrivalTrigger):
 
     :param bucket_name: the bucket.
     :param expectation: what counts as the delivery, as :meth:`Expectation.to_dict` gives it.
-    :param waiting_for: what logs call it.
-    :param deadline: seconds since the epoch; there is one last look at it. Absolute, so that another triggerer
-        goes on where this one ended.
-    :param poke_interval: seconds between two looks.
-    :param aws: the parameters of :class:`~airflow_provider_healthex.s3.AwsAccess`.
+    :param aws: the parameters of :class:`~airflow_provider_healthex.s3.AwsAccess`. The other parameters are those of
+        :class:`~airflow_provider_healthex.triggers.arrival.ArrivalTrigger`.
     """
 
     expectation: Expectation
@@ -61,11 +59,17 @@ class HealthExCohortArrivalTrigger(_BucketArrivalTrigger):
     ``missing``: of each patient, in the expectation's order, whether they are missing, as a hexadecimal number whose
     lowest bit is the first patient's. Ten thousand are 2.5 KB so, in the database.
 
-    :param expectation: what counts as each delivery, as :meth:`CohortExpectation.to_dict` gives it. The other
+    :param expectation: what counts as each delivery, as :meth:`CohortExpectation.to_dict` gives it.
+    :param enough_at: epoch seconds from which ``least`` patients are enough; None: never before the deadline. The other
         parameters are those of :class:`HealthExDataArrivalTrigger`.
     """
 
     expectation: CohortExpectation
+
+    def __init__(self, *, least: int | None = None, enough_at: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.least = least
+        self.enough_at = enough_at
 
     @staticmethod
     def _read(expectation: Mapping[str, Any]) -> CohortExpectation:
@@ -73,6 +77,15 @@ class HealthExCohortArrivalTrigger(_BucketArrivalTrigger):
 
     def _begin(self) -> None:
         self._cohort = CohortWait(self.expectation)
+
+    def _schedule(self) -> PokeSchedule:
+        return replace(super()._schedule(), enough_at=self.enough_at)
+
+    def _is_enough(self) -> bool:
+        return self.least is not None and len(self._cohort.settled) >= self.least
+
+    def _storage_arguments(self) -> dict[str, Any]:
+        return {**super()._storage_arguments(), "least": self.least, "enough_at": self.enough_at}
 
     def _look(self) -> Look[Any]:
         return self._cohort.look()

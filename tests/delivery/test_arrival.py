@@ -167,7 +167,7 @@ class TestQuiet:
 
     def test_an_object_from_the_storages_future_is_waited_for(self):
         verdict = decide([obj("a", 100)], expected(quiet_period=300), at(0))
-        assert reason(verdict) == "1 fresh object, waiting for 300 s of quiet (400 s left)"
+        assert reason(verdict) == "1 fresh object, settling: 400 s of 300 s left"
 
     def test_only_the_storages_clock_counts(self):
         """The baseline may lie in the storage's future, and its objects still come to rest."""
@@ -242,9 +242,9 @@ class TestMarker:
             [("a", 0), ("b", 10)],
             {"quiet_period": 300},
             269,
-            "2 fresh objects, waiting for 300 s of quiet (41 s left)",
+            "2 fresh objects, settling: 41 s of 300 s left",
         ),
-        ([("a", 0)], {"quiet_period": 1.5}, 0, "1 fresh object, waiting for 1.5 s of quiet (2 s left)"),
+        ([("a", 0)], {"quiet_period": 1.5}, 0, "1 fresh object, settling: 2 s of 1.5 s left"),
         ([("a", 0), ("b", 0)], {"marker": "_SUCCESS"}, 60, "2 fresh objects under {path}, no fresh _SUCCESS yet"),
         (
             [("a", 0), ("_SUCCESS", -9)],

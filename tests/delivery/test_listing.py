@@ -111,23 +111,23 @@ class TestClock:
 
     def test_it_is_the_storages(self):
         _, verdict = drive(self.quiet, [page("d/1")])
-        assert verdict == Waiting("1 fresh object, waiting for 300 s of quiet (240 s left)")
+        assert verdict == Waiting("1 fresh object, settling: 240 s of 300 s left")
 
     def test_it_is_that_of_the_first_page(self):
         """A later one would let objects rest while the listing is still read."""
         pages = [page("d/1", token="t"), page("d/2", date="Sun, 22 Nov 2026 23:00:00 GMT")]
         _, verdict = drive(self.quiet, pages)
-        assert verdict == Waiting("2 fresh objects, waiting for 300 s of quiet (240 s left)")
+        assert verdict == Waiting("2 fresh objects, settling: 240 s of 300 s left")
 
     def test_it_is_that_of_the_first_target(self):
         both = expected("d/", "e/", quiet_period=300)
         _, verdict = drive(both, [page("d/1"), page("e/1", date="Sun, 22 Nov 2026 23:00:00 GMT")])
-        assert verdict == Waiting("2 fresh objects, waiting for 300 s of quiet (240 s left)")
+        assert verdict == Waiting("2 fresh objects, settling: 240 s of 300 s left")
 
     @pytest.mark.parametrize("date", [DATE, "Sun, 22 Nov 2026 18:41:05 +0100", "Sun, 22 Nov 2026 17:41:05 -0000"])
     def test_a_date_is_read_with_any_time_zone(self, date):
         _, verdict = drive(self.quiet, [page("d/1", date=date)])
-        assert verdict == Waiting("1 fresh object, waiting for 300 s of quiet (240 s left)")
+        assert verdict == Waiting("1 fresh object, settling: 240 s of 300 s left")
 
     @pytest.mark.parametrize(
         "date",
@@ -140,7 +140,7 @@ class TestClock:
     def test_where_a_storage_tells_none_that_can_be_read_it_is_the_local_one(self, date):
         clock = iter([NOW]).__next__
         _, verdict = drive(self.quiet, [page("d/1", date=date)], clock)
-        assert verdict == Waiting("1 fresh object, waiting for 300 s of quiet (240 s left)")
+        assert verdict == Waiting("1 fresh object, settling: 240 s of 300 s left")
 
     def test_an_answer_without_metadata_is_no_trouble(self):
         bare = {"Contents": [{"Key": "d/1", "LastModified": SINCE, "Size": 1}]}

@@ -230,7 +230,7 @@ class TestTheServersClock:
         server.write("d/p/pat/a.json", ago=10)
         wait = expected(quiet_period=300, clock_skew=5 * HOUR)
         watch = Watch()
-        assert "290 s left" in reason(server.look(wait, watch))
+        assert "290 s of 300 s left" in reason(server.look(wait, watch))
         server.pass_time(300)
         assert keys(server.look(wait, watch))
 
@@ -523,7 +523,7 @@ def test_the_quiet_of_what_was_there_at_the_first_look_is_read_from_its_time():
     server = Server(now=AT + 1000)
     server.write("d/p/pat/a", ago=200)
     verdict = server.look(expected(quiet_period=300, clock_skew=10), Watch())
-    assert "waiting for 300 s of quiet (110 s left)" in reason(verdict)
+    assert "settling: 110 s of 300 s left" in reason(verdict)
 
 
 def test_the_times_that_are_told_are_the_servers():

@@ -86,7 +86,7 @@ def deadlines(real_airflow) -> list[tuple[str, float]]:
     """Return the deadline that each line of the triggerers' logs speaks of, with its task."""
     found = []
     for file, text in real_airflow.logs("*cohort_waits*/**/*.trigger.*").items():
-        for moment, *left in re.findall(r"(\d{4}-\d\d-\d\dT[^\s\"\]]+).*; (\d+):(\d\d):(\d\d) until the timeout", text):
+        for moment, *left in re.findall(r"(\d{4}-\d\d-\d\dT[^\s\"\]]+).*, (\d+):(\d\d):(\d\d) until the timeout", text):
             hours, minutes, seconds = map(int, left)
             if hours or minutes or seconds:  # at the deadline there is no less
                 written = datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()

@@ -27,7 +27,7 @@ def test_the_wait_was_the_triggerers(real_airflow, refreshed):
         for file in real_airflow.home.path.glob("logs/**/*arrival*/**/*.log*")
         if "refresh_patient" in str(file)
     )
-    assert "Waiting for patient" in log
+    assert "Waiting: " in log
     assert "Arrived for patient" in log
 
 

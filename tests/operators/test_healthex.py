@@ -430,7 +430,7 @@ def test_after_on_kill_waits_end_at_once_and_nothing_is_sent(healthex_sandbox):
 
 @pytest.mark.parametrize("argument", [{"on_patient_action": "shrug"}, {"on_ambiguous": "hope"}])
 def test_an_unknown_choice_is_refused_when_the_dag_is_parsed(argument):
-    with pytest.raises(HealthExConfigurationError, match="give one of"):
+    with pytest.raises(HealthExConfigurationError, match="must be one of"):
         operator(**argument)
 
 

@@ -30,7 +30,7 @@ def test_by_sftp_it_tells_the_whole_story(tmp_path):
         r"On the server already: d/project-demo/patient-in-progress/bundle\.json, [\d,]+ bytes, of ",
         "Running the DAG refresh_patient_sftp",
         "asked to update",
-        "Airflow: Waiting for patient",
+        "Airflow: Waiting: .*; patient ",
         "delivered d/project-demo/patient-in-progress/bundle.json",
         "Airflow: Arrived for patient",
         r"Airflow: Read from SFTP: \{'Patient': 1",
@@ -86,14 +86,14 @@ def test_ctrl_c_ends_it_and_leaves_nothing(tmp_path, monkeypatch):
 def test_of_airflows_log_it_tells_what_belongs_to_the_story(capsys, where):
     story = Story(patients.IN_PROGRESS)
     story.read("INFO - Task started")
-    story.read("INFO - Waiting for patient p: nothing there; 6:00:00 until the timeout source=x")
-    story.read("INFO - Waiting for patient p: nothing there; 5:59:59 until the timeout source=x")
-    story.read("INFO - Arrived for patient p: 1 object(s), 2 bytes, modified 2026-11-22T20:28:17+00:00 source=x")
+    story.read("INFO - Waiting: nothing there; patient p, 6:00:00 until the timeout source=x")
+    story.read("INFO - Waiting: nothing there; patient p, 5:59:59 until the timeout source=x")
+    story.read("INFO - Arrived for patient p: 1 object, 2 bytes, modified 2026-11-22T20:28:17+00:00 source=x")
     story.read(f"INFO - Read from {where}: {{'Patient': 1}} source=x")
     told = [line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()]
     assert told == [
-        "Airflow: Waiting for patient p: nothing there; 6:00:00 until the timeout",
-        "Airflow: Arrived for patient p: 1 object(s), 2 bytes, modified 2026-11-22T20:28:17+00:00",
+        "Airflow: Waiting: nothing there; patient p, 6:00:00 until the timeout",
+        "Airflow: Arrived for patient p: 1 object, 2 bytes, modified 2026-11-22T20:28:17+00:00",
         f"Airflow: Read from {where}: {{'Patient': 1}}",
     ]
     assert story.arrived

@@ -56,6 +56,7 @@ def arguments(mode: str, **changes: Any) -> dict[str, Any]:
 class Place(ABC):
     """A real server that deliveries land on, and the sensor that waits there."""
 
+    kind: type[Any]
     #: The arguments that the sensors call otherwise.
     path_argument: str
     manifest_argument: str
@@ -64,8 +65,13 @@ class Place(ABC):
     #: What an error says of a component that is refused.
     refused: str
 
+    def defaults(self) -> dict[str, Any]:
+        """Return the arguments that every sensor has here."""
+        return {}
+
     @abstractmethod
-    def sensor_of(self, **arguments: Any) -> Any: ...
+    def storages(self) -> tuple[type, type]:
+        """Return the classes that a worker and a triggerer poke with."""
 
     @abstractmethod
     def put(self, path: str, body: bytes = b"{}", *, age: float = 0) -> datetime:
@@ -93,9 +99,25 @@ class Place(ABC):
 
     def sensor(self, mode: str = "poke", **changes: Any) -> Any:
         """Return a sensor; ``path`` and ``manifest`` are what it calls them."""
+        return self.kind(**self.arguments(mode, **changes))
+
+    def rendered_sensor(self, mode: str = "poke", **changes: Any) -> Any:
+        """Return a sensor whose arguments were templates, and are rendered now."""
+        fixed = self.arguments(mode)
+        late = self.names(changes)
+        task = self.kind(
+            **{**fixed, **{name: "{{ params.late }}" for name in late if name in self.kind.template_fields}}
+        )
+        for name, value in late.items():
+            setattr(task, name, value)
+        return task
+
+    def arguments(self, mode: str = "poke", **changes: Any) -> dict[str, Any]:
+        return {**self.defaults(), **arguments(mode, **self.names({"path": PATH, **changes}))}
+
+    def names(self, changes: dict[str, Any]) -> dict[str, Any]:
         names = {"path": self.path_argument, "manifest": self.manifest_argument}
-        given = {names.get(name, name): value for name, value in {"path": PATH, **changes}.items()}
-        return self.sensor_of(**arguments(mode, **given))
+        return {names.get(name, name): value for name, value in changes.items()}
 
 
 class MotoServer:
@@ -121,6 +143,7 @@ class MotoServer:
 class S3Place(Place):
     """A bucket of moto's."""
 
+    kind = HealthExDataArrivalSensor
     path_argument, manifest_argument = "bucket_key", "manifest_key"
     nowhere = r"NoSuchBucket to the worker .*bucket 'no-such-bucket'"
     refused = r"AccessDenied to the worker \(ListObjectsV2, bucket"
@@ -134,10 +157,15 @@ class S3Place(Place):
         self.bucket = f"bucket-{uuid.uuid4().hex[:12]}"
         self._client.create_bucket(Bucket=self.bucket)
 
-    def sensor_of(self, **arguments: Any) -> Any:
+    def defaults(self) -> dict[str, Any]:
         # Without botocore's own repetition, so that each refusal is seen.
         config = {"retries": {"total_max_attempts": 1}, "connect_timeout": 2, "read_timeout": 2}
-        return HealthExDataArrivalSensor(**{"bucket_name": self.bucket, "botocore_config": config, **arguments})
+        return {"bucket_name": self.bucket, "botocore_config": config}
+
+    def storages(self) -> tuple[type, type]:
+        from airflow_provider_healthex.s3 import AsyncBucket, Bucket
+
+        return Bucket, AsyncBucket
 
     def put(self, path: str, body: bytes = b"{}", *, age: float = 0) -> datetime:
         self._client.put_object(Bucket=self.bucket, Key=path, Body=body)
@@ -178,13 +206,16 @@ class SftpPlace(Place):
     refused = r"worker, listing the SFTP server .*SFTPPermissionDenied"
 
     def __init__(self, server: OpenSsh) -> None:
+        from airflow_provider_healthex.sensors.sftp import HealthExSftpDataArrivalSensor
+
+        self.kind = HealthExSftpDataArrivalSensor
         self.server = server
         (server.served / "d").mkdir()
 
-    def sensor_of(self, **arguments: Any) -> Any:
-        from airflow_provider_healthex.sensors.sftp import HealthExSftpDataArrivalSensor
+    def storages(self) -> tuple[type, type]:
+        from airflow_provider_healthex.sftp import AsyncSftpServer, SftpServer
 
-        return HealthExSftpDataArrivalSensor(**arguments)
+        return SftpServer, AsyncSftpServer
 
     def put(self, path: str, body: bytes = b"{}", *, age: float = 0) -> datetime:
         return self.server.put(path, body, modified=time.time() - age if age else None)

@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
+    AirflowTaskTimeout,
     TaskDeferred,
 )
 from support import MODES, Bucket, context_of, run_sensor, run_trigger, utc_now
@@ -143,10 +144,48 @@ class TestEveryMode:
         waiting = sensor(bucket, mode, update=cohort("p-1", "p-2"), min_fraction=0.5, timeout=1, soft_fail=True)
         assert run_sensor(waiting).result["missing"] == ["p-2"]
 
+    def test_enough_is_enough_before_the_deadline_where_enough_after_says_so(self, bucket, mode, task_log):
+        bucket.put("d/project-1/p-1/a.json")
+        waiting = sensor(bucket, mode, update=cohort("p-1", "p-2"), min_fraction=0.5, enough_after=1.5, timeout=60)
+        started = time.monotonic()
+
+        result = run_sensor(waiting).result
+
+        assert 1.4 <= time.monotonic() - started < 20
+        assert result["missing"] == ["p-2"]
+        assert "1 of 2 patients arrived; 1 missing, and min_fraction=0.5 is enough" in task_log()
+
+    def test_before_enough_after_it_waits_for_all(self, bucket, mode, later):
+        bucket.put("d/project-1/p-1/a.json")
+        later(1, lambda: bucket.put("d/project-1/p-2/a.json"))
+        waiting = sensor(
+            bucket, mode, update=cohort("p-1", "p-2"), min_fraction=0.5, enough_after=timedelta(seconds=15)
+        )
+        assert run_sensor(waiting).result["missing"] == []
+
+    def test_after_enough_after_too_few_are_waited_for(self, bucket, mode, task_log):
+        bucket.put("d/project-1/p-1/a.json")
+        update = cohort("p-1", "p-2", "p-3")
+        waiting = sensor(bucket, mode, update=update, min_fraction=0.6, enough_after=0.5, timeout=3)
+        with pytest.raises(AirflowSensorTimeout, match="Only 1 of 3"):
+            run_sensor(waiting)
+        assert "min_fraction is enough now" in task_log()
+
+    def test_the_execution_timeout_ends_the_wait_and_fractions_do_not_matter(self, bucket, mode):
+        bucket.put("d/project-1/p-1/a.json")
+        waiting = sensor(
+            bucket, mode, update=cohort("p-1", "p-2"), min_fraction=0.5, execution_timeout=timedelta(seconds=1)
+        )
+        with pytest.raises(AirflowTaskTimeout, match=r"execution_timeout of 1 s exceeded .* 1 of 2 arrived"):
+            run_sensor(waiting)
+
     def test_too_few_at_the_deadline_are_a_timeout_that_says_how_many_are_missing(self, bucket, mode, task_log):
         bucket.put("d/project-1/p-1/a.json")
         waiting = sensor(bucket, mode, update=cohort("p-1", "p-2", "p-3"), min_fraction=0.6, timeout=1)
-        with pytest.raises(AirflowSensorTimeout, match="1 of 3 arrived"):
+        with pytest.raises(
+            AirflowSensorTimeout,
+            match=r"^Only 1 of 3 patients arrived within 1 s, and min_fraction=0.6 needs 2, under 's3://bucket-",
+        ):
             run_sensor(waiting)
         assert "2 of 3 patients are missing, and min_fraction is 0.6: p-2, p-3" in task_log()
 
@@ -242,7 +281,7 @@ def test_it_is_an_s3_key_sensor():
     ],
 )
 def test_another_way_is_refused_when_the_dag_is_parsed(bucket, argument):
-    with pytest.raises(HealthExConfigurationError, match=f"takes no {next(iter(argument))}"):
+    with pytest.raises(HealthExConfigurationError, match=f"{next(iter(argument))} is not supported"):
         sensor(bucket, update=cohort("p-1"), **argument)
 
 
@@ -252,34 +291,73 @@ def test_a_fraction_is_a_fraction(bucket, value):
         sensor(bucket, update=cohort("p-1"), min_fraction=value)
 
 
+#: What is wrong whatever a template may become, and what the error says.
+MISTAKES = [
+    ({"bucket_key": "d/{projectId}/"}, "doesn't name the patient"),
+    ({"bucket_key": "d/{patientId}/"}, "none of its variables"),
+    ({"bucket_key": "d/{healthexPatientId}*", "wildcard_match": True}, "begins or ends alike"),
+    ({"bucket_key": ["a/{healthexPatientId}/", "b/{healthexPatientId}/"]}, "2 paths"),
+    ({"bucket_name": None}, "No bucket"),
+    ({"manifest_key": "m/{healthexPatientId}.jsonl"}, "one manifest for the cohort"),
+    ({"manifest_key": "s3://bucket/m.jsonl"}, "no URL"),
+    ({"bucket_key": "d/{healthexPatientId}.json", "min_objects": 2}, "one object"),
+    ({"bucket_key": "d/{healthexPatientId}.json", "marker": "_OK"}, "exact key"),
+    ({"enough_after": -1}, r"enough_after must be at least 0 s, .* \(got -1\)"),
+    ({"enough_after": 10}, "enough_after=10 needs a min_fraction below 1"),
+    ({"enough_after": 20, "min_fraction": 0.5}, "enough_after must be less than the timeout of 20 s"),
+    ({"min_fraction": 1.1}, r"min_fraction must be a number from 0 to 1, .* \(got 1.1\)"),
+    ({"min_fraction": "all"}, "min_fraction must be"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [*MISTAKES, ({"update": None}, "and is None"), ({"update": "refresh"}, "a string")]
+)
+def test_a_literal_argument_that_cannot_be_used_is_refused_when_the_dag_is_parsed(bucket, arguments, message):
+    with pytest.raises(HealthExConfigurationError, match=message):
+        sensor(bucket, **{"update": cohort("p-1"), **arguments})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        *MISTAKES,
         ({"update": {"patient_id": "p", "requested_at": "…"}}, "one patient's: wait for it with HealthExDataArrival"),
         ({"update": [cohort("p")]}, r"expand\(update=refresh.output\)"),
         ({"update": "{{ ti.xcom_pull('refresh') }}"}, "a string"),
-        ({"update": None}, "a NoneType"),
+        ({"update": None}, "update is None: the operator left no result"),
         ({"update": {"in_progress": 7}}, "in_progress is a int"),
         ({"update": cohort(in_progress=[{"patient_id": "p"}])}, "without patient_id or requested_at"),
         ({"update": cohort(in_progress=["p"])}, "without patient_id or requested_at"),
-        ({"bucket_key": "d/{projectId}/"}, "doesn't name the patient"),
         ({"bucket_key": "d/{externalId}/"}, "2 of 3 patients have none"),
-        ({"bucket_key": ["a/{healthexPatientId}/", "b/{healthexPatientId}/"]}, "2 paths"),
         ({"update": cohort("p-1", "p-1")}, "same path as another"),
-        ({"manifest_key": "m/{healthexPatientId}.jsonl"}, "one manifest for the cohort"),
         ({"manifest_key": "d/project-1/p-2/m.jsonl"}, "outside the path"),
-        ({"bucket_key": "d/{healthexPatientId}.json", "min_objects": 2}, "one object"),
         ({"bucket_key": "d/*/{healthexPatientId}-*", "wildcard_match": True, "marker": "_OK"}, "nobody's"),
         ({"update": cohort(*map(str, range(10_001)))}, "10,001 patients"),
     ],
 )
 @pytest.mark.parametrize("soft_fail", [False, True])
-def test_an_argument_that_cannot_be_used_fails_for_good_and_says_how_to_write_it(bucket, arguments, message, soft_fail):
-    given = {"update": cohort("p-1", "p-2", "p-3=mrn-3"), **arguments}
+def test_a_rendered_argument_that_cannot_be_used_fails_for_good_and_says_how_to_write_it(
+    bucket, arguments, message, soft_fail
+):
+    waiting = sensor(bucket, soft_fail=soft_fail, update=cohort("p-1", "p-2", "p-3=mrn-3"))
+    for name, value in arguments.items():
+        setattr(waiting, name, value)
     with pytest.raises(AirflowFailException, match=message) as caught:
-        run_sensor(sensor(bucket, soft_fail=soft_fail, **given))
+        run_sensor(waiting)
     assert isinstance(caught.value.__cause__, HealthExConfigurationError)
     assert "mrn-3" not in str(caught.value)
+
+
+def test_templates_hide_what_only_the_worker_can_know(bucket):
+    sensor(
+        bucket,
+        update=cohort("p-1"),
+        bucket_key="{{ params.path }}",
+        manifest_key="{{ params.manifest }}",
+        min_fraction="{{ params.fraction }}",
+        enough_after="{{ params.seconds }}",
+    )
 
 
 def database_at(url: str, monkeypatch) -> None:
@@ -364,5 +442,5 @@ class TestDeferred:
         error = {"error": "Trigger timeout"}
         assert waiting.resume_execution("__fail__", error, context_of(waiting))["arrived_count"] == 1
         waiting.min_fraction = 1.0
-        with pytest.raises(AirflowSensorTimeout, match="no triggerer reported"):
+        with pytest.raises(AirflowSensorTimeout, match="No triggerer reported"):
             waiting.resume_execution("__fail__", error, context_of(waiting))

@@ -101,20 +101,56 @@ def test_another_way_to_decide_is_refused(bucket, argument):
         sensor(bucket, **argument)
 
 
+MISTAKES = [
+    ({"bucket_name": None}, "No bucket"),
+    ({"bucket_name": ""}, "No bucket"),
+    ({"bucket_name": None, "bucket_key": "s3:///d/{healthexPatientId}/"}, "No bucket"),
+    ({"bucket_key": "s3://other/d/"}, "one of the two"),
+    ({"bucket_name": None, "bucket_key": ["s3://one/d/", "s3://two/d/"]}, "one bucket"),
+    ({"manifest_key": "s3://bucket/manifest"}, "no URL"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bucket_name": None}, "No bucket"),
-        ({"bucket_key": "s3://other/d/"}, "one of the two"),
-        ({"bucket_name": None, "bucket_key": ["s3://one/d/", "s3://two/d/"]}, "one bucket"),
-        ({"manifest_key": "s3://bucket/manifest"}, "no URL"),
+        *MISTAKES,
+        ({"bucket_name": None, "bucket_key": "d/{{ params.day }}/"}, "No bucket"),
+        ({"bucket_name": None, "bucket_key": ["s3://one/d/", "{{ params.path }}", "s3://two/d/"]}, "one bucket"),
+        ({"botocore_config": object()}, "botocore_config must be a dict"),
     ],
 )
+def test_a_literal_argument_that_cannot_be_used_is_refused_when_the_dag_is_parsed(bucket, arguments, message):
+    with pytest.raises(HealthExConfigurationError, match=message):
+        sensor(bucket, **arguments)
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 @pytest.mark.parametrize("soft_fail", [False, True])
-def test_an_argument_that_cannot_be_used_fails_for_good_and_says_how_to_write_it(bucket, arguments, message, soft_fail):
+def test_a_rendered_argument_that_cannot_be_used_fails_for_good_and_says_how_to_write_it(
+    bucket, arguments, message, soft_fail
+):
+    waiting = sensor(bucket, soft_fail=soft_fail)
+    for name, value in arguments.items():
+        setattr(waiting, name, value)
     with pytest.raises(AirflowFailException, match=message) as caught:
-        run_sensor(sensor(bucket, soft_fail=soft_fail, **arguments))
+        run_sensor(waiting)
     assert isinstance(caught.value.__cause__, HealthExConfigurationError)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"bucket_name": None, "bucket_key": "s3://{{ params.bucket }}/d/{healthexPatientId}/"},
+        {"bucket_name": None, "bucket_key": "{{ params.path }}"},
+        {"bucket_name": "{{ params.bucket }}"},
+        {"aws_conn_id": None},
+        {"verify": False},
+        {"region_name": "eu-central-1"},
+    ],
+)
+def test_what_a_template_hides_is_left_to_the_worker(bucket, arguments):
+    sensor(bucket, **arguments)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -27,7 +27,7 @@ asyncssh = pytest.importorskip("asyncssh", reason="the extra sftp isn't installe
 
 from odd_sftp import OddSftp  # noqa: E402
 
-from airflow_provider_healthex.exceptions import HealthExError  # noqa: E402
+from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError  # noqa: E402
 from airflow_provider_healthex.sensors.sftp import STORE_KEY, HealthExSftpDataArrivalSensor  # noqa: E402
 from airflow_provider_healthex.sftp import LONGEST_LOOK, PATIENCE  # noqa: E402
 
@@ -61,6 +61,27 @@ def holding(name: str, longname: str = "", **told: int) -> Callable[..., AsyncIt
         yield asyncssh.SFTPName(name.encode(), longname, asyncssh.SFTPAttrs(**told))
 
     return listing
+
+
+class FailingStore(Store):
+    """A state store of an API server that doesn't answer so many times."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+
+    def get(self, key):
+        self._answer()
+        return super().get(key)
+
+    def set(self, key, value):
+        self._answer()
+        super().set(key, value)
+
+    def _answer(self) -> None:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise RuntimeError("API server: 500")
 
 
 def context_with_store(task) -> dict:
@@ -118,6 +139,26 @@ def test_what_the_first_look_showed_survives_a_killed_worker_and_not_another_req
         context
     )
     assert not sensor(update=update(patient_id="patient-2")).poke(context)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_state_store_that_does_not_answer_for_a_while_is_waited_for(d: OpenSsh, mode, failures, task_log):
+    d.put(FOLDER + "bundle.json")
+    waiting = sensor(mode, soft_fail=True)
+    context = {**context_of(waiting), "task_state_store": FailingStore(failures)}
+    assert run_sensor(waiting, context=context).result["object_count"] == 1
+    assert "task state store did not answer (RuntimeError)" in task_log()
+
+
+def test_a_state_store_that_takes_nothing_is_warned_of(d: OpenSsh, task_log):
+    class Reading(Store):
+        def set(self, key, value):
+            raise RuntimeError("404")
+
+    waiting = sensor()
+    assert not waiting.poke({**context_of(waiting), "task_state_store": Reading()})
+    assert "task state store did not take what this poke showed (RuntimeError)" in task_log()
 
 
 def test_what_another_server_showed_is_forgotten_when_the_connection_is_corrected(d: OpenSsh, monkeypatch):
@@ -200,15 +241,24 @@ def test_a_path_from_the_root(sftp: OpenSsh, mode):
     [(PATH, f"./{PATH}m.jsonl"), (f".//{PATH}", f"{PATH}m.jsonl"), (f"/x/..//{PATH}", f"/{PATH}/m.jsonl")],
 )
 def test_a_manifest_among_the_data_is_refused_however_it_is_spelled(d: OpenSsh, path, manifest):
+    with pytest.raises(HealthExConfigurationError, match="outside the path"):
+        sensor(path=path, manifest_path=manifest)
+    late = sensor(path="{{ params.path }}", manifest_path="{{ params.manifest }}")
+    late.path, late.manifest_path = path, manifest
     with pytest.raises(AirflowFailException, match="outside the path"):
-        run_sensor(sensor(path=path, manifest_path=manifest))
+        run_sensor(late)
 
 
 @pytest.mark.parametrize("path", ["~/d/{healthexPatientId}/", "sftp://host/d/{healthexPatientId}/"])
 @pytest.mark.parametrize("argument", ["path", "manifest_path"])
 def test_what_sftp_would_take_literally_is_refused(d: OpenSsh, path, argument):
-    with pytest.raises(AirflowFailException, match=f"{argument} is .* give the path alone"):
-        run_sensor(sensor(**{argument: path}))
+    message = f"{argument} is .* give the path alone"
+    with pytest.raises(HealthExConfigurationError, match=message):
+        sensor(**{argument: path})
+    late = sensor(**{argument: "{{ params.path }}"})
+    setattr(late, argument, path)
+    with pytest.raises(AirflowFailException, match=message):
+        run_sensor(late)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -622,8 +672,8 @@ def test_airflow_leaves_the_triggerer_time_for_a_last_look_at_a_server_that_hang
 
 @pytest.mark.parametrize("argument", [{"path": "d/{healthexPatientId}.tmp"}, {"marker": "done.part"}])
 def test_a_name_of_half_written_files_is_refused(d: OpenSsh, argument):
-    with pytest.raises(AirflowFailException, match="half-written"):
-        run_sensor(sensor(**argument))
+    with pytest.raises(HealthExConfigurationError, match="half-written"):
+        sensor(**argument)
 
 
 def test_the_ssh_library_does_not_fill_the_log(d: OpenSsh, task_log):

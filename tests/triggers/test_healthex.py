@@ -6,13 +6,15 @@ import asyncio
 import json
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import s3_faults as s3
 from support import aws_connection, run_trigger, utc_now
 
 from airflow_provider_healthex.delivery import CohortExpectation, Expectation, Member, expand
-from airflow_provider_healthex.triggers.arrival import waiting_line
+from airflow_provider_healthex.delivery.schedule import PokeSchedule
+from airflow_provider_healthex.triggers.arrival import WaitingLog, waiting_line
 from airflow_provider_healthex.triggers.healthex import HealthExCohortArrivalTrigger, HealthExDataArrivalTrigger
 
 
@@ -130,14 +132,54 @@ def test_it_ends_at_once_when_the_triggerer_does(bucket):
 
 
 @pytest.mark.parametrize(
-    ("left", "line"),
-    [
-        (None, "Waiting for x: why"),
-        (0, "Waiting for x: why; 0:00:00 until the timeout"),
-        (-5, "Waiting for x: why; 0:00:00 until the timeout"),
-        (3_599.6, "Waiting for x: why; 1:00:00 until the timeout"),
-        (21_600, "Waiting for x: why; 6:00:00 until the timeout"),
-    ],
+    ("left", "clock"),
+    [(0, "0:00:00"), (-5, "0:00:00"), (3_599.6, "1:00:00"), (21_600, "6:00:00")],
 )
-def test_the_log_says_how_long_still(left, line):
-    assert waiting_line("x", "why", left) == line
+def test_the_log_says_how_long_still(left, clock):
+    schedule = PokeSchedule(started=0, deadline=1_000 + left, poke_interval=60)
+    assert waiting_line("x", "why", schedule, 1_000) == f"Waiting: why; x, {clock} until the timeout"
+
+
+def test_the_log_says_when_a_part_of_a_cohort_is_enough():
+    schedule = PokeSchedule(started=0, deadline=600, poke_interval=60, enough_at=300)
+    before, after = (waiting_line("x", "why", schedule, now, "execution_timeout") for now in (299, 300))
+    assert before == "Waiting: why; x, 0:00:01 until min_fraction is enough, 0:05:01 until the execution_timeout"
+    assert after == "Waiting: why; x, min_fraction is enough now, 0:05:00 until the execution_timeout"
+
+
+class TestWaitingLog:
+    @pytest.fixture
+    def lines(self):
+        return []
+
+    @pytest.fixture
+    def log(self, lines):
+        schedule = PokeSchedule(started=0, deadline=time.time() + 3600, poke_interval=60)
+        return WaitingLog(SimpleNamespace(info=lines.append), "x", schedule, "timeout")
+
+    def test_what_changes_is_logged_and_a_countdown_is_no_change(self, log, lines):
+        for reason in (
+            "no objects",
+            "no objects",
+            "1 fresh object, 9 s of 10 s left",
+            "1 fresh object, 1 s of 10 s left",
+        ):
+            log.note(reason)
+        log.note("2 fresh objects, 9 s of 10 s left")
+        assert [line[9:24] for line in lines] == ["no objects; x, ", "1 fresh object,", "2 fresh objects"]
+
+    def test_else_there_is_a_line_every_ten_minutes(self, log, lines, monkeypatch):
+        now = time.time()
+        for minutes in range(31):
+            monkeypatch.setattr("airflow_provider_healthex.triggers.arrival.time.time", lambda m=minutes: now + m * 60)
+            log.note("no objects")
+        assert len(lines) == 4
+
+
+def test_a_triggerer_that_has_an_older_sensors_arguments_goes_on(bucket):
+    """They were stored before an update of this package."""
+    _, kwargs = trigger(bucket.name).serialize()
+    for name in ("started", "exponential_backoff", "max_wait", "limit"):
+        kwargs.pop(name)
+    bucket.put("d/patient-1/a.json")
+    assert run_trigger(HealthExDataArrivalTrigger(**kwargs))["status"] == "arrived"

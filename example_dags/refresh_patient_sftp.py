@@ -36,7 +36,7 @@ QUIET_PERIOD = float(os.environ.get("HEALTHEX_EXAMPLE_QUIET_PERIOD", 300))
 if SFTPHook is not None:
 
     @dag(
-        schedule="@weekly",
+        schedule=None,  # e.g. "@weekly"; docs/cluster.md says what unpausing then starts
         start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
         catchup=False,
         max_active_runs=1,  # two runs for one patient would wait for each other's delivery

@@ -126,7 +126,7 @@ def listed(title: str, patient_ids: list[str]) -> str:
 
 
 @dag(
-    schedule="@monthly",
+    schedule=None,  # e.g. "@monthly"; docs/cluster.md says what unpausing then starts
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
     max_active_runs=1,  # two runs for one patient would wait for each other's delivery

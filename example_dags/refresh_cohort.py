@@ -1,23 +1,24 @@
 """
 Refresh every consented patient of a project, in chunks, and work on what arrived.
 
-1. ``patients`` lists who has consented, without those whose consent ends soon, in chunks.
-2. ``refresh`` asks for each chunk in one task, several patients at once.
-3. ``arrival`` waits for each chunk with one deferred task.
-4. ``report`` works once over the whole; ``process`` once for each batch of patients whose data arrived.
+1. ``patients`` lists the patients who have consented, in chunks. Those whose consent ends soon are left out.
+2. ``refresh_chunk`` runs for each chunk: ``refresh`` requests its updates, and ``arrival`` waits, without a worker, for
+   those in progress. A chunk that fails leaves the other chunks alone.
+3. ``batches`` collects the patients whose data arrived, and ``process`` works on each batch of them.
+4. ``report`` counts. It fails the run where too little has arrived.
 
-A chunk is what one worker handles: with a Celery or Kubernetes executor they spread. How large to make them, and what
-limits them: docs/cohorts.md.
+An accepted update is billed, so its data is waited for and processed also where ``refresh`` or another chunk failed; the
+run fails nevertheless. One worker handles a chunk: with a Celery or Kubernetes executor the chunks spread. Chunk sizes
+and limits: docs/cohorts.md.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from airflow.providers.common.compat.sdk import Param, dag, task
+from airflow.providers.common.compat.sdk import AirflowFailException, Param, dag, task, task_group
 
 from airflow_provider_healthex.operators.healthex import (
     HealthExListConsentedPatientsOperator,
@@ -25,17 +26,27 @@ from airflow_provider_healthex.operators.healthex import (
 )
 from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor
 
-# HealthEx takes minutes to about an hour. The sandbox takes seconds, and its demo sets these accordingly.
+# HealthEx takes minutes to about an hour. The sandbox takes seconds, and the tests set these accordingly.
 POKE_INTERVAL = float(os.environ.get("HEALTHEX_EXAMPLE_POKE_INTERVAL", 120))
 QUIET_PERIOD = float(os.environ.get("HEALTHEX_EXAMPLE_QUIET_PERIOD", 300))
 TIMEOUT = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_TIMEOUT", 24 * 60 * 60)))
 
-CHUNK = int(os.environ.get("HEALTHEX_EXAMPLE_CHUNK", 500))  # patients a task
+CHUNK = int(os.environ.get("HEALTHEX_EXAMPLE_CHUNK", 500))  # patients a chunk
 BATCH = 50  # patients a downstream task
+ENOUGH = 0.9  # of those in progress; where nothing has changed nothing may come
+
+
+def listed(results: Any) -> list[dict[str, Any]]:
+    """
+    Return as a list what the tasks of a mapped task group returned, without those that returned nothing.
+
+    Airflow 3.3 hands over a single result as it is and not in a list, and None where there is no result.
+    """
+    return [results] if isinstance(results, dict) else [each for each in results or () if each]
 
 
 @dag(
-    schedule="@monthly",
+    schedule=None,  # e.g. "@monthly"; docs/cluster.md says what unpausing then starts
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
     max_active_runs=1,  # two runs for one patient would wait for each other's delivery
@@ -59,51 +70,67 @@ def refresh_cohort() -> None:
         task_id="patients",
         project_id="{{ params.project_id }}",
         healthex_conn_id="{{ params.healthex_conn_id }}",
-        min_days_left=14,  # who must consent again soon is better asked to do so first
+        min_days_left=14,  # let a patient whose consent ends sooner renew it first
         chunk_size=CHUNK,
     )
 
-    refresh = HealthExUpdateCohortOperator.partial(
-        task_id="refresh",
-        project_id="{{ params.project_id }}",
-        healthex_conn_id="{{ params.healthex_conn_id }}",
-        max_concurrency=8,
-        max_failures=0.2,
-    ).expand(patient_ids=patients.output)
+    @task_group
+    def refresh_chunk(patient_ids: list[str]) -> Any:
+        refresh = HealthExUpdateCohortOperator(
+            task_id="refresh",
+            patient_ids=patient_ids,
+            project_id="{{ params.project_id }}",
+            healthex_conn_id="{{ params.healthex_conn_id }}",
+            max_failures=0.2,
+            # pool="healthex",  # limits the requests of all workers together: docs/cluster.md
+        )
+        arrival = HealthExCohortArrivalSensor(
+            task_id="arrival",
+            update=refresh.output,
+            # Also after a refresh that failed: it leaves its result, and the accepted updates in it are billed.
+            trigger_rule="none_skipped",
+            bucket_name="{{ params.bucket }}",
+            bucket_key="{{ params.path }}",
+            aws_conn_id="{{ params.aws_conn_id }}",
+            min_fraction=0,  # at the deadline, return what has arrived: report says whether that is enough
+            poke_interval=POKE_INTERVAL,
+            quiet_period=QUIET_PERIOD,
+            timeout=TIMEOUT,
+            deferrable=True,
+        )
 
-    arrival = HealthExCohortArrivalSensor.partial(
-        task_id="arrival",
-        bucket_name="{{ params.bucket }}",
-        bucket_key="{{ params.path }}",
-        aws_conn_id="{{ params.aws_conn_id }}",
-        min_fraction=0.9,  # where nothing has changed nothing may come
-        poke_interval=POKE_INTERVAL,
-        quiet_period=QUIET_PERIOD,
-        timeout=TIMEOUT,
-        deferrable=True,
-    ).expand(update=refresh.output)
+        # The last tasks of a run decide its state, and these go on after a failure. So this one fails the run.
+        @task(trigger_rule="one_failed", retries=0)
+        def watcher() -> None:
+            raise AirflowFailException("refresh or arrival of this chunk failed: its log says why")
 
-    @task
-    def report(arrivals: Iterable[dict[str, Any]]) -> dict[str, int]:
-        """Work once over the whole cohort."""
-        counts = [(chunk["arrived_count"], chunk["missing_count"]) for chunk in arrivals]
-        total = {"arrived": sum(a for a, _ in counts), "missing": sum(m for _, m in counts)}
-        print(f"Read from S3: {total}")
-        return total
+        [refresh, arrival] >> watcher()
+        return arrival.output
 
-    @task
-    def batches(arrivals: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        """Make of the chunks what can be mapped over: Airflow maps at most 1,024 tasks, so patients go in batches."""
-        arrived = [{"bucket": chunk["bucket"], **one} for chunk in arrivals for one in chunk["arrived"]]
+    @task(trigger_rule="all_done")
+    def batches(arrivals: Any) -> list[list[dict[str, Any]]]:
+        """List the patients whose data arrived, in batches: Airflow maps over at most 1,024 items."""
+        arrived = [{"bucket": chunk["bucket"], **one} for chunk in listed(arrivals) for one in chunk["arrived"]]
         return [arrived[start : start + BATCH] for start in range(0, len(arrived), BATCH)]
 
     @task
     def process(batch: list[dict[str, Any]]) -> int:
-        """Work on some patients' refreshed data, which is under each one's prefix."""
+        """Work on the refreshed data of some patients, which is under each one's prefix."""
         return sum(one["object_count"] for one in batch)
 
-    report(arrival.output)
-    process.expand(batch=batches(arrival.output))
+    @task(trigger_rule="all_done")
+    def report(arrivals: Any) -> dict[str, int]:
+        """Count over all chunks."""
+        counts = [(chunk["arrived_count"], chunk["missing_count"]) for chunk in listed(arrivals)]
+        total = {"arrived": sum(a for a, _ in counts), "missing": sum(m for _, m in counts)}
+        print(f"Read from S3: {total}")
+        if total["arrived"] < ENOUGH * sum(total.values()):
+            raise AirflowFailException(f"Too little has arrived: {total}")
+        return total
+
+    arrivals = refresh_chunk.expand(patient_ids=patients.output)
+    process.expand(batch=batches(arrivals))
+    report(arrivals)
 
 
 refresh_cohort()

@@ -200,6 +200,12 @@ def run_dag(dag: Any, sandbox: Any, **conf: Any) -> Any:
     return dag.test(run_conf={**where, **conf})
 
 
+def task_states(run: Any, task_id: str) -> list[str]:
+    """Return how each of a task's mapped instances ended, in their order."""
+    found = [ti for ti in run.get_task_instances() if ti.task_id == task_id]
+    return [str(ti.state) for ti in sorted(found, key=lambda ti: ti.map_index)]
+
+
 def xcom(run: Any, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:
     """Read what a task returned, from the database."""
     from airflow.utils.session import create_session

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -50,7 +49,7 @@ def real_airflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         port = free_port()
         home = AirflowHome(
             path,
-            unscheduled(Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]), tmp_path_factory.mktemp("dags")),
+            copied(Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]), tmp_path_factory.mktemp("dags")),
             {
                 "HEALTHEX_EXAMPLE_BUCKET": sandbox.bucket,
                 "HEALTHEX_EXAMPLE_POKE_INTERVAL": "5",
@@ -105,11 +104,9 @@ def sftp_connections(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {"sftp_default": json.loads(request.getfixturevalue("openssh_server").connection())}
 
 
-def unscheduled(dags_folder: Path, copy: Path) -> Path:
-    """Copy the DAGs without their cron schedules, so that the day of the month starts no run; one in haste too."""
+def copied(dags_folder: Path, copy: Path) -> Path:
+    """Copy the DAGs, and one of them a second time, in haste."""
     shutil.copytree(dags_folder, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in copy.glob("example_dags/*.py"):
-        file.write_text(re.sub(r'schedule="@\w+"', "schedule=None", file.read_text()))
     approval = (copy / "example_dags/reconsent_with_approval.py").read_text()
     for name, other in {
         "reconsent_with_approval": "impatient",

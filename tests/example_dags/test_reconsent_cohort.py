@@ -9,7 +9,7 @@ import time
 
 import pytest
 from outreach import LINK, address_of, follow, links
-from support import load_dags, run_dag, run_sensor, xcom
+from support import load_dags, run_dag, run_sensor, task_states, xcom
 
 from airflow_provider_healthex.sandbox import patients
 from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
@@ -60,10 +60,6 @@ def arrival_since(update, patient, sandbox):
         quiet_period=0.5,
         timeout=20,
     )
-
-
-def states(run, task_id):
-    return [ti.state for ti in sorted(run.get_task_instances(), key=lambda ti: ti.map_index) if ti.task_id == task_id]
 
 
 def to_coordinator(sandbox):
@@ -179,7 +175,7 @@ def test_whom_healthex_could_not_be_asked_for_is_told_to_the_coordinator(dag, sa
 
 def test_nobody_to_ask_for_is_nobody_to_write_to(dag, sandbox):
     run = run_dag(dag, sandbox, patient_ids=[])
-    assert states(run, "tell_coordinator") == ["skipped"]
+    assert task_states(run, "tell_coordinator") == ["skipped"]
     assert sandbox.mails == []
 
 
@@ -188,13 +184,13 @@ def test_where_nobody_could_be_written_to_a_retry_writes_to_all_once(dag, sandbo
     run = run_dag(dag, sandbox, patient_ids=[patients.IN_PROGRESS, *TO_ASK[:3]])
     assert run.state == "success"
     assert sorted(mail.recipient for mail in sandbox.mails) == sorted(map(address_of, TO_ASK[:3]))
-    assert states(run, "tell_coordinator") == ["skipped"]
+    assert task_states(run, "tell_coordinator") == ["skipped"]
 
 
 def test_who_could_not_be_written_to_at_last_is_for_the_coordinator(dag, sandbox):
     sandbox.faults.add("mail", 550, times=3)  # the task, and two retries
     run = run_dag(dag, sandbox, patient_ids=[patients.IN_PROGRESS, TO_ASK[0]])
-    assert states(run, "outreach") == ["failed"]
+    assert task_states(run, "outreach") == ["failed"]
     (mail,) = sandbox.mails
     assert (mail.recipient, listed(mail.text)) == (COORDINATOR, [TO_ASK[0]])
 
@@ -202,7 +198,7 @@ def test_who_could_not_be_written_to_at_last_is_for_the_coordinator(dag, sandbox
 def test_where_all_must_act_they_are_asked_although_the_refresh_fails(dag, sandbox):
     run = run_dag(dag, sandbox, patient_ids=[TO_ASK[0], patients.CONSENT_REVOKED])
     assert run.state == "failed"
-    assert states(run, "refresh") == ["failed"]
+    assert task_states(run, "refresh") == ["failed"]
     assert list(links(sandbox)) == [address_of(TO_ASK[0])]
     assert len(to_coordinator(sandbox)) == 1
 
@@ -211,9 +207,4 @@ def test_where_nobody_must_act_nobody_is_written_to(dag, sandbox):
     run = run_dag(dag, sandbox, patient_ids=IN_PROGRESS)
     assert run.state == "success"
     assert sandbox.mails == []
-    assert states(run, "tell_coordinator") == ["skipped"]
-
-
-def test_one_run_at_a_time_and_no_catching_up(dag):
-    assert dag.max_active_runs == 1
-    assert not dag.catchup
+    assert task_states(run, "tell_coordinator") == ["skipped"]

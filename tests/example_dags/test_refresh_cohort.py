@@ -1,57 +1,130 @@
-"""The example of a cohort in chunks on Airflow, against a sandbox with a cohort."""
+"""The example of a cohort in chunks on Airflow, against the sandbox."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from typing import Any
+
 import pytest
-from support import load_dags, run_dag, xcom
+from support import load_dags, run_dag, task_states, xcom
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 
 pytestmark = [pytest.mark.usefixtures("airflow_database"), pytest.mark.timeout(240)]
 
 CHUNK = 30
+READABLE = [patients.FIRST_DELIVERY, patients.IN_PROGRESS, patients.PARTIAL]
 
 
 @pytest.fixture(scope="module")
-def sandbox():
+def cohort():
     with Sandbox(delay=0.5, cohort=50, seed=1) as sandbox:
         yield sandbox
 
 
 @pytest.fixture
-def dag(monkeypatch, sandbox):
-    settings = {"POKE_INTERVAL": 1, "QUIET_PERIOD": 1, "TIMEOUT": 4, "CHUNK": CHUNK}
-    for name, value in settings.items():
-        monkeypatch.setenv(f"HEALTHEX_EXAMPLE_{name}", str(value))
-    for name, value in sandbox.airflow_environment().items():
-        monkeypatch.setenv(name, value)
-    return load_dags("example_dags/refresh_cohort.py").refresh_cohort()
+def load(monkeypatch) -> Callable[..., Any]:
+    """Load the example, with chunks of a size."""
+
+    def dag_with(sandbox: Sandbox, chunk: int, timeout: float = 60) -> Any:
+        settings = {"POKE_INTERVAL": 0.5, "QUIET_PERIOD": 0.5, "TIMEOUT": timeout, "CHUNK": chunk}
+        for name, value in settings.items():
+            monkeypatch.setenv(f"HEALTHEX_EXAMPLE_{name}", str(value))
+        for name, value in sandbox.airflow_environment().items():
+            monkeypatch.setenv(name, value)
+        return load_dags("example_dags/refresh_cohort.py").refresh_cohort()
+
+    return dag_with
 
 
-def test_every_consented_patient_is_asked_once_and_what_arrived_is_worked_on(dag, sandbox):
-    run = run_dag(dag, sandbox)
-    assert run.state == "success"
+def consented(sandbox: Sandbox, *patient_ids: str) -> None:
+    """Let HealthEx list these patients, and no others."""
+    consent = {"consentType": "PATIENT_DIRECTED_DATA_EXCHANGE", "studyId": "project-demo", "hasPatientConsented": True}
+    rows = [{"patientId": patient_id, "consents": [consent]} for patient_id in patient_ids]
+    sandbox.faults.add("consents", "garbage", body=json.dumps(rows))
+
+
+def processed(run: Any) -> list[str]:
+    """Return the patients whose data was worked on, once for each time."""
+    done = task_states(run, "process").count("success")
+    return sorted(one["patient_id"] for batch in xcom(run, "batches")[:done] for one in batch)
+
+
+def test_every_consented_patient_is_asked_once_and_what_arrived_is_worked_on(load, cohort):
+    # Some of the cohort get nothing: the sensors wait for them until their deadline.
+    run = run_dag(load(cohort, CHUNK, timeout=4), cohort)
 
     chunks = xcom(run, "patients")
     asked_for = [patient_id for chunk in chunks for patient_id in chunk]
     assert [len(chunk) for chunk in chunks[:-1]] == [CHUNK] * (len(chunks) - 1)
     assert len(chunks) > 1
-    assert sandbox.asked_by_patient() == dict.fromkeys(asked_for, 1)
+    assert cohort.asked_by_patient() == dict.fromkeys(asked_for, 1)
     # Consented, and for 10 more days.
     assert patients.CONSENT_ENDS_SOON not in asked_for
 
-    accepted = [patient_id for patient_id in asked_for if sandbox.accepted(patient_id)]
-    coming = [patient_id for patient_id in accepted if sandbox.scenario(patient_id).files]
+    accepted = [patient_id for patient_id in asked_for if cohort.accepted(patient_id)]
+    coming = [patient_id for patient_id in accepted if cohort.scenario(patient_id).files]
     assert patients.NOTHING_CHANGED in accepted
     assert len(accepted) < len(asked_for)
     assert xcom(run, "report") == {"arrived": len(coming), "missing": len(accepted) - len(coming)}
+    assert processed(run) == sorted(coming)
+    counts = [xcom(run, "process", index) for index in range(len(xcom(run, "batches")))]
+    assert sum(counts) == sum(len(cohort.scenario(patient_id).file_names) for patient_id in coming)
+    assert run.state == "success"
 
-    batches = xcom(run, "batches")
-    assert sorted(one["patient_id"] for batch in batches for one in batch) == sorted(coming)
-    counts = [xcom(run, "process", index) for index in range(len(batches))]
-    assert sum(counts) == sum(len(sandbox.scenario(patient_id).file_names) for patient_id in coming)
+
+def test_an_unknown_patient_and_one_who_needs_to_act_leave_the_others_of_their_chunk_alone(load, sandbox):
+    everybody = [*READABLE, patients.CONSENT_EXPIRED, patients.UNKNOWN]
+    consented(sandbox, *everybody)
+    run = run_dag(load(sandbox, chunk=5), sandbox)
+    assert processed(run) == READABLE
+    assert xcom(run, "report") == {"arrived": 3, "missing": 0}
+    assert sandbox.asked_by_patient() == dict.fromkeys(everybody, 1)
+    assert run.state == "success"
 
 
-def test_one_run_at_a_time_and_no_catching_up(dag):
-    assert dag.max_active_runs == 1
-    assert not dag.catchup
+def test_the_accepted_patients_of_a_chunk_that_failed_are_processed_and_the_run_fails(load, sandbox):
+    # In chunks: two in progress; one in progress and one unknown, too many failures; one who needs to act, none accepted.
+    consented(sandbox, *READABLE, patients.UNKNOWN, patients.UNLOCKED_OR_NO_TARGETED_LIST)
+    run = run_dag(load(sandbox, chunk=2), sandbox)
+    assert task_states(run, "refresh_chunk.refresh") == ["success", "failed", "failed"]
+    assert task_states(run, "refresh_chunk.arrival") == ["success", "success", "success"]
+    assert processed(run) == READABLE
+    assert xcom(run, "report") == {"arrived": 3, "missing": 0}
+    assert task_states(run, "refresh_chunk.watcher") == ["skipped", "failed", "failed"]
+    assert run.state == "failed"
+
+
+def test_a_chunk_that_left_no_result_fails_and_the_others_are_processed(load, sandbox):
+    # No id: the operator refuses the chunk before it requests anything.
+    consented(sandbox, *READABLE, "patient/unusable")
+    run = run_dag(load(sandbox, chunk=3), sandbox)
+    assert task_states(run, "refresh_chunk.arrival") == ["success", "failed"]
+    assert processed(run) == READABLE
+    assert xcom(run, "report") == {"arrived": 3, "missing": 0}
+    assert sandbox.asked_by_patient() == dict.fromkeys(READABLE, 1)
+    assert run.state == "failed"
+
+
+def test_too_few_deliveries_fail_the_run_and_those_that_came_are_processed(load, sandbox):
+    consented(sandbox, patients.IN_PROGRESS, patients.NOTHING_CHANGED)
+    run = run_dag(load(sandbox, chunk=2, timeout=4), sandbox)
+    assert processed(run) == [patients.IN_PROGRESS]
+    assert task_states(run, "report") == ["failed"]
+    assert run.state == "failed"
+
+
+def test_where_nobody_has_consented_nothing_is_requested_and_nothing_fails(load, sandbox):
+    consented(sandbox)
+    run = run_dag(load(sandbox, chunk=2), sandbox)
+    assert set(task_states(run, "refresh_chunk.arrival")) == {"skipped"}
+    assert xcom(run, "report") == {"arrived": 0, "missing": 0}
+    assert run.state == "success"
+
+
+def test_where_patients_cannot_be_listed_nothing_is_requested_and_the_run_fails(load, sandbox):
+    sandbox.faults.add("consents", 403)
+    run = run_dag(load(sandbox, chunk=2), sandbox)
+    assert sandbox.asked_by_patient() == {}
+    assert run.state == "failed"

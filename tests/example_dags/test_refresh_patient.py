@@ -34,8 +34,3 @@ def test_a_patient_that_cannot_be_refreshed_fails_the_run_after_one_request(dag,
     assert run.state == "failed"
     assert {ti.task_id: ti.state for ti in run.get_task_instances()}["arrival"] == "upstream_failed"
     assert healthex_sandbox.asked(patient) == 1
-
-
-def test_one_run_at_a_time_and_no_catching_up(dag):
-    assert dag.max_active_runs == 1
-    assert not dag.catchup

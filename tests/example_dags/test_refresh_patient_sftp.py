@@ -66,11 +66,6 @@ def test_a_patient_who_must_act_fails_the_run_after_one_request(dag, on_its_own)
     assert on_its_own.asked(patients.CONSENT_EXPIRED) == 1
 
 
-def test_one_run_at_a_time_and_no_catching_up(dag):
-    assert dag.max_active_runs == 1
-    assert not dag.catchup
-
-
 def test_without_the_extra_the_file_has_no_dag(monkeypatch):
     monkeypatch.setitem(sys.modules, "airflow.providers.sftp.hooks.sftp", None)
     assert not hasattr(load_dags(EXAMPLE), "refresh_patient_sftp")

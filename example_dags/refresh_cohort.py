@@ -7,9 +7,9 @@ Refresh every consented patient of a project, in chunks, and work on what arrive
 3. ``batches`` collects the patients whose data arrived, and ``process`` works on each batch of them.
 4. ``report`` counts. It fails the run where too little has arrived.
 
-An accepted update is billed, so its data is waited for and processed also where ``refresh`` or another chunk failed; the
-run fails nevertheless. One worker handles a chunk: with a Celery or Kubernetes executor the chunks spread. Chunk sizes
-and limits: docs/cohorts.md.
+An accepted update is billed, so its data is waited for and processed also where ``refresh`` or another chunk failed.
+The run fails nevertheless. One worker handles a chunk: with a Celery or Kubernetes executor the chunks spread. Chunk
+sizes and limits: docs/cohorts.md.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def test_its_dag_is_the_example():
     example = (ROOT / "example_dags/refresh_patient.py").read_text()
     body = example.split('"""', 2)[2].strip()
     assert body in README
+
+
+def test_its_task_group_is_the_example_of_a_few_patients():
+    example = (ROOT / "example_dags/refresh_patients.py").read_text()
+    group = example[example.index("    @task\n    def read(") : example.index("\n\nrefresh_patients()")]
+    assert textwrap.dedent(group).strip() in README
 
 
 @pytest.mark.parametrize("block", re.findall(r"```json\n(.*?)```", README, re.DOTALL))

@@ -85,7 +85,7 @@ def test_an_unknown_patient_and_one_who_needs_to_act_leave_the_others_of_their_c
 
 
 def test_the_accepted_patients_of_a_chunk_that_failed_are_processed_and_the_run_fails(load, sandbox):
-    # Chunks: two in progress; one in progress and one unknown (too many failures); one who needs to act (none accepted).
+    # Chunks: two in progress; one in progress and one unknown: too many failures; one who needs to act: none accepted.
     consented(sandbox, *READABLE, patients.UNKNOWN, patients.UNLOCKED_OR_NO_TARGETED_LIST)
     run = run_dag(load(sandbox, chunk=2), sandbox)
     assert task_states(run, "refresh_chunk.refresh") == ["success", "failed", "failed"]

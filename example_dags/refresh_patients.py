@@ -22,6 +22,7 @@ from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
 # HealthEx takes minutes to about an hour. The sandbox takes seconds, and the tests set these accordingly.
 POKE_INTERVAL = float(os.environ.get("HEALTHEX_EXAMPLE_POKE_INTERVAL", 60))
 QUIET_PERIOD = float(os.environ.get("HEALTHEX_EXAMPLE_QUIET_PERIOD", 300))
+TIMEOUT = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_TIMEOUT", 6 * 60 * 60)))
 
 
 @dag(
@@ -77,7 +78,7 @@ def refresh_patients() -> None:
             aws_conn_id="{{ params.aws_conn_id }}",
             poke_interval=POKE_INTERVAL,
             quiet_period=QUIET_PERIOD,
-            timeout=timedelta(hours=6),
+            timeout=TIMEOUT,
             deferrable=True,
         )
         return read(arrival.output)

@@ -3,7 +3,8 @@ Refresh a few patients' health records, each independently of the others.
 
 ``refresh_one`` runs for each patient: ``refresh`` requests the update, ``arrival`` waits for the delivery without a
 worker, ``read`` is your own work on the files. One patient's failure ends that patient's three tasks and no others.
-The same holds for a patient who needs to act first: those three tasks are skipped. ``report`` runs when all have ended.
+The same holds for a patient who needs to act first: those three tasks are skipped. ``report`` runs when all
+have ended, and ``watcher`` fails the run where a patient's task failed.
 
 Each patient takes a process, a token and a trigger. For more than about 20 patients use ``refresh_cohort``.
 """
@@ -14,7 +15,7 @@ import os
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from airflow.providers.common.compat.sdk import Param, dag, task, task_group
+from airflow.providers.common.compat.sdk import AirflowFailException, Param, dag, task, task_group
 
 from airflow_provider_healthex.operators.healthex import HealthExUpdatePatientOperator
 from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
@@ -81,7 +82,15 @@ def refresh_patients() -> None:
             timeout=TIMEOUT,
             deferrable=True,
         )
-        return read(arrival.output)
+        result = read(arrival.output)
+
+        # The last tasks of a run decide its state, and report goes on after a failure. So this one fails the run.
+        @task(trigger_rule="one_failed", retries=0)
+        def watcher() -> None:
+            raise AirflowFailException("A task of this patient failed: its log says why")
+
+        [refresh, arrival, result] >> watcher()
+        return result
 
     @task(trigger_rule="all_done")  # the default rule would skip it as soon as one patient is skipped
     def report(results: Any) -> dict[str, int]:

@@ -85,9 +85,10 @@ def test_an_unknown_patient_and_one_who_needs_to_act_leave_the_others_of_their_c
 
 
 def test_the_accepted_patients_of_a_chunk_that_failed_are_processed_and_the_run_fails(load, sandbox):
-    # Chunks: two in progress; one in progress and one unknown: too many failures; one who needs to act: none accepted.
-    consented(sandbox, *READABLE, patients.UNKNOWN, patients.UNLOCKED_OR_NO_TARGETED_LIST)
-    run = run_dag(load(sandbox, chunk=2), sandbox)
+    # Chunks: two in progress and one who needs to act; one in progress and two failures, too many; none accepted.
+    failing = (patients.PROJECT_PAUSED, patients.UNKNOWN)
+    consented(sandbox, patients.CONSENT_EXPIRED, *READABLE, *failing, patients.UNLOCKED_OR_NO_TARGETED_LIST)
+    run = run_dag(load(sandbox, chunk=3), sandbox)
     assert task_states(run, "refresh_chunk.refresh") == ["success", "failed", "failed"]
     assert task_states(run, "refresh_chunk.arrival") == ["success", "success", "success"]
     assert processed(run) == READABLE
@@ -98,7 +99,7 @@ def test_the_accepted_patients_of_a_chunk_that_failed_are_processed_and_the_run_
 
 def test_a_chunk_that_left_no_result_fails_and_the_others_are_processed(load, sandbox):
     # No id: the operator refuses the chunk before it requests anything.
-    consented(sandbox, *READABLE, "patient/unusable")
+    consented(sandbox, *READABLE, "patient..unusable")
     run = run_dag(load(sandbox, chunk=3), sandbox)
     assert task_states(run, "refresh_chunk.arrival") == ["success", "failed"]
     assert processed(run) == READABLE

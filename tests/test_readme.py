@@ -34,7 +34,8 @@ def test_its_dag_is_the_example():
 def test_its_task_group_is_the_example_of_a_few_patients():
     example = (ROOT / "example_dags/refresh_patients.py").read_text()
     group = example[example.index("    @task\n    def read(") : example.index("\n\nrefresh_patients()")]
-    assert textwrap.dedent(group).strip() in README
+    # At the top level, style asks for one more blank line.
+    assert textwrap.dedent(group).strip() in README.replace("\n\n\n", "\n\n")
 
 
 @pytest.mark.parametrize("block", re.findall(r"```json\n(.*?)```", README, re.DOTALL))

@@ -30,7 +30,7 @@ from airflow_provider_healthex.exceptions import (
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
 from airflow_provider_healthex.operators.base import HealthExOperator, boolean, is_literal, optional_flag
-from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, CohortJournal, StoreError
+from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, CohortJournal, StateStoreError
 from airflow_provider_healthex.operators.outcomes import (
     AMBIGUOUS,
     FAILED,
@@ -98,8 +98,8 @@ class HealthExUpdateCohortOperator(HealthExOperator):
     :raises AirflowFailException: more than ``max_failures`` failed, none is in progress, some were not requested, or
         401 or 403; and no retry may or could mend it.
     :raises HealthExError: the same, where a retry goes on with the rest.
-    :raises StoreError: the state store took no more writes, and some patients were not requested; a retry goes on
-        with the rest.
+    :raises StateStoreError: the state store took no more writes, and some patients were not requested; a retry
+        goes on with the rest.
     """
 
     template_fields: Sequence[str] = ("patient_ids", "project_id", "skip_interactive", "healthex_conn_id")
@@ -186,10 +186,10 @@ class _Run:
         try:
             self.organization_id = self.task.hook.get_conn().organization_id
             self._request(to_request)
+        except StateStoreError as error:
+            self._without_store(error)
         except HealthExError as error:
             self._fail(str(error), error)
-        except StoreError as error:
-            self._without_store(error)
         except (Exception, AirflowTaskTimeout) as error:
             self._break_off(error)
         return self._conclude()
@@ -238,7 +238,7 @@ class _Run:
         self.task.log.info("%s", self.summary.progress())
         self.reported_at = time.monotonic()
 
-    def _without_store(self, error: StoreError) -> None:
+    def _without_store(self, error: StateStoreError) -> None:
         """Go on to the result where everybody was requested; otherwise leave the rest to a retry."""
         self.journal.keep()
         left = self.summary.of_kind(NOT_REQUESTED)
@@ -247,7 +247,7 @@ class _Run:
             return
         self._report()
         self._push()
-        raise StoreError(
+        raise StateStoreError(
             f"{len(left)} of {len(self.summary.external_ids)} patients were not requested: {error}. "
             f"{self.summary.progress()}"
         ) from error

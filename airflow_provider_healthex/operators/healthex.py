@@ -69,7 +69,7 @@ class HealthExUpdatePatientOperator(HealthExOperator):
     :raises HealthExRateLimitError: for a 429 that outlasted the client's own retries; Airflow may retry.
     :raises HealthExServerError: for a 503 with Retry-After, likewise.
     :raises HealthExUpdateAmbiguousError: with ``on_ambiguous="retry"``; Airflow may retry.
-    :raises StoreError: the state store could not keep the intent, and nothing was sent; Airflow may retry.
+    :raises StateStoreError: the state store could not keep the intent, and nothing was sent; Airflow may retry.
     """
 
     template_fields: Sequence[str] = ("patient_id", "project_id", "skip_interactive", "healthex_conn_id")

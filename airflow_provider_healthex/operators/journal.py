@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_healthex.client.models import whole_seconds
+from airflow_provider_healthex.exceptions import HealthExConnectionError
 from airflow_provider_healthex.operators.outcomes import AMBIGUOUS, NOT_REQUESTED, Outcome
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ IF_JUST_CLEARED = (
 )
 
 
-class StoreError(Exception):
-    """The task state store refused to keep what a retry must know; nothing that depends on it was requested."""
+class StateStoreError(HealthExConnectionError):
+    """Airflow's task state store could not keep what a retry must know: what depends on it was not requested."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class UpdateJournal:
         """
         Write that the outcome is unknown from now on.
 
-        :raises StoreError: it can't be written: the store is away, or another try has taken this one's place.
+        :raises StateStoreError: the store is away, or another try has taken this one's place.
         """
         self._write(self.may_have_started_at or datetime.now(timezone.utc))
         self._begun = True
@@ -162,7 +163,7 @@ class UpdateJournal:
         """Write where the store takes it: what it has from before this try was sent is safe, too."""
         try:
             self._write(requested_at, answer)
-        except StoreError as error:
+        except StateStoreError as error:
             log.warning("%s; an automatic retry would take this update for ambiguous", error)
 
     def _write(self, requested_at: datetime | None, answer: dict[str, Any] | None = None) -> None:
@@ -181,7 +182,7 @@ def _set(store: Any, key: str, value: dict[str, Any]) -> None:
     try:
         store.set(key, value)
     except Exception as error:
-        raise StoreError(f"The task state store took no write ({type(error).__name__}: {error})") from error
+        raise StateStoreError(f"The task state store took no write ({type(error).__name__}: {error})") from error
 
 
 class CohortJournal:
@@ -247,7 +248,7 @@ class CohortJournal:
         """
         Write what is known: the outcomes, and that these patients, and no others, may be in flight.
 
-        :raises StoreError: it can't be written: the store is away, or another try has taken this one's place.
+        :raises StateStoreError: the store is away, or another try has taken this one's place.
         """
         now = datetime.now(timezone.utc)
         self._withdraw(set(self._open).difference(in_flight))
@@ -273,7 +274,7 @@ class CohortJournal:
         try:
             if self.unwritten or self._in_doubt:
                 self._write(self._open)
-        except StoreError as error:
+        except StateStoreError as error:
             log.warning(
                 "%s. A retry would take these updates for ambiguous, or not know them: %s",
                 error,

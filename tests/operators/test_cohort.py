@@ -28,7 +28,7 @@ from airflow_provider_healthex.operators.healthex import (
     HealthExListConsentedPatientsOperator,
     HealthExUpdateCohortOperator,
 )
-from airflow_provider_healthex.operators.journal import StoreError
+from airflow_provider_healthex.operators.journal import StateStoreError
 from airflow_provider_healthex.sandbox import patients
 
 CHOICES = ("assume_started", "fail", "retry")
@@ -519,7 +519,7 @@ def test_answers_that_cannot_be_kept_fail_nothing_once_all_were_requested(servic
 def test_without_a_store_no_more_are_requested_and_no_answer_is_thrown_away(service, task_log):
     store = Away(service, 10)
     service.answers(slowly(0.05))
-    error, result = failing(cohort(ids(40), max_concurrency=4), store, error=StoreError, match="not requested")
+    error, result = failing(cohort(ids(40), max_concurrency=4), store, error=StateStoreError, match="not requested")
     assert not isinstance(error, AirflowFailException)
     asked = service.asked()
     assert sorted(asked) == who(result)["in_progress"]
@@ -533,7 +533,7 @@ def test_without_a_store_no_more_are_requested_and_no_answer_is_thrown_away(serv
 
 
 def test_an_intent_that_cannot_be_kept_stops_a_superseded_try(service):
-    failing(cohort(ids(6)), Away(service, 0), error=StoreError)
+    failing(cohort(ids(6)), Away(service, 0), error=StateStoreError)
     assert service.received == []
 
 

@@ -26,7 +26,7 @@ from airflow_provider_healthex.exceptions import (
     HealthExUpdateAmbiguousError,
 )
 from airflow_provider_healthex.operators.healthex import HealthExUpdatePatientOperator
-from airflow_provider_healthex.operators.journal import StoreError
+from airflow_provider_healthex.operators.journal import StateStoreError
 from airflow_provider_healthex.sandbox import patients
 
 REASONS = {
@@ -341,7 +341,7 @@ class TestDurable:
             log = task_log()
             assert log.index(answer["retrieval_id"]) < log.index("the API server answered 500")
         else:
-            with pytest.raises(StoreError):
+            with pytest.raises(StateStoreError):
                 run(operator(), store)
         assert healthex_sandbox.asked(patients.IN_PROGRESS) == writes
 

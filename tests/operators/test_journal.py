@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import pytest
 from operators.cohorts import Store
 
-from airflow_provider_healthex.operators.journal import Attempt, CohortJournal, StoreError, UpdateJournal
+from airflow_provider_healthex.operators.journal import Attempt, CohortJournal, StateStoreError, UpdateJournal
 from airflow_provider_healthex.operators.outcomes import Outcome
 
 SINCE = datetime(2026, 11, 22, 17, 40, 5, tzinfo=timezone.utc)
@@ -223,10 +223,10 @@ def test_nothing_is_written_where_there_is_nothing_new():
 
 
 def test_an_intent_that_cannot_be_written_stops_the_request():
-    with pytest.raises(StoreError, match="RuntimeError: the API server answered 500"):
+    with pytest.raises(StateStoreError, match="RuntimeError: the API server answered 500"):
         UpdateJournal(Away()).begin()
     journal = CohortJournal(Away())
-    with pytest.raises(StoreError):
+    with pytest.raises(StateStoreError):
         journal.checkpoint(["a"])
     assert journal.unanswered == ()
 
@@ -251,7 +251,7 @@ def test_outcomes_are_written_once_the_store_is_back():
     journal = CohortJournal(store)
     journal.checkpoint(["a"])
     journal.note(started("a"))
-    with pytest.raises(StoreError):
+    with pytest.raises(StateStoreError):
         journal.checkpoint(["b"])
     store.first = 99
     journal.keep()

@@ -33,9 +33,20 @@ from collections.abc import Callable, Iterator  # noqa: E402
 from datetime import datetime, timedelta, timezone  # noqa: E402
 from typing import Any  # noqa: E402
 
+import hypothesis  # noqa: E402
 import openssh  # noqa: E402
 import pytest  # noqa: E402
 import support  # noqa: E402
+
+# The same examples at each run, however busy the machine is.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("tests")
 
 #: What takes longest goes first, so that no worker begins with it when the others have ended.
 FIRST = ("end_to_end", "sensors", "benchmarks", "example_dags")

@@ -1,27 +1,30 @@
-"""How an SFTP server is asked, by a worker or a triggerer, and which of its refusals pass by themselves."""
+"""How a worker or a triggerer lists an SFTP server and writes to it, and which of its errors are transient."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar, cast
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
 
-from airflow_provider_healthex.delivery.arrival import Waiting
-from airflow_provider_healthex.delivery.tree import (
+from airflow_provider_healthex.delivery.hints import sftp_hint
+from airflow_provider_healthex.delivery.plan import Pause, Plan, Steps, Waiting
+from airflow_provider_healthex.delivery.sftp_clock import digest
+from airflow_provider_healthex.delivery.sftp_listing import (
+    CONFIRMATION,
     Entry,
-    Folder,
+    EntryType,
+    ListFolder,
     NoSuchRoot,
-    Pause,
-    Request,
-    Sort,
+    Obstacle,
+    Server,
+    SftpListing,
     Stat,
-    Whereabouts,
-    digest,
 )
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError, HealthExError
 from airflow_provider_healthex.hooks.connection import find_connection_async
@@ -34,24 +37,26 @@ except ModuleNotFoundError as error:
         f"Waiting on an SFTP server needs {error.name}: pip install 'airflow-provider-healthex[sftp]'", name=error.name
     ) from error
 
+if TYPE_CHECKING:
+    from airflow_provider_healthex.delivery.template import Target
+
 T = TypeVar("T")
 
 WORKER, TRIGGERER = "worker", "triggerer"
 LISTING, WRITING = "listing", "writing to"
 
-#: Seconds for a connection to stand, for one folder to be listed and for a file to be written, until the server is
-#: taken for one that hangs.
-PATIENCE = 120.0
-#: Seconds for a whole look, of however many folders.
-LONGEST_LOOK = 600.0
+#: Seconds for opening a connection, listing some folders and writing a file, until the server is taken to hang.
+REQUEST_LIMIT = 120.0
+#: Seconds for a whole poke, of however many folders.
+POKE_LIMIT = 600.0
 #: Seconds for a connection to close.
-GOODBYE = 5.0
+CLOSE_LIMIT = 5.0
 
-# It tells every connection in a dozen lines at INFO, where a poke is one. Whoever has set a level keeps it.
+# It logs each connection in a dozen lines at INFO, where a poke is one line. A level that somebody has set stays.
 if logging.getLogger("asyncssh").level == logging.NOTSET:
     logging.getLogger("asyncssh").setLevel(logging.WARNING)
 
-_PASSING = (
+_TRANSIENT = (
     asyncssh.ConnectionLost,
     asyncssh.ServiceNotAvailable,
     asyncssh.SFTPNoConnection,
@@ -60,18 +65,18 @@ _PASSING = (
     asyncssh.SFTPEOFError,
     OSError,
 )
-#: How a server says that it is busy, or about to end.
-_PASSING_CODES = {
+#: How a server reports that it is busy, or about to end.
+_TRANSIENT_CODES = {
     asyncssh.DisconnectError: (asyncssh.DISC_TOO_MANY_CONNECTIONS, asyncssh.DISC_BY_APPLICATION),
     asyncssh.ChannelOpenError: (asyncssh.OPEN_RESOURCE_SHORTAGE,),
 }
-#: Files of the connection that aren't there, or can't be read: no later look finds them.
+#: Files of the connection that aren't there, or can't be read: no later poke finds them.
 _LOCAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
-_SORTS = {
-    asyncssh.FILEXFER_TYPE_REGULAR: Sort.FILE,
-    asyncssh.FILEXFER_TYPE_DIRECTORY: Sort.FOLDER,
-    asyncssh.FILEXFER_TYPE_UNKNOWN: Sort.UNTOLD,
+_TYPES = {
+    asyncssh.FILEXFER_TYPE_REGULAR: EntryType.FILE,
+    asyncssh.FILEXFER_TYPE_DIRECTORY: EntryType.FOLDER,
+    asyncssh.FILEXFER_TYPE_UNKNOWN: EntryType.UNKNOWN,
 }
 
 _KEYS = "correct its private key, key_file or known_hosts"
@@ -101,65 +106,78 @@ class _Unusable(Exception):
 @dataclass
 class SftpServer:
     """
-    An SFTP server and how one component looks at it, over the polls of one wait.
+    An SFTP server as one component lists it, over the pokes of one wait.
 
-    Both components go through the provider's asynchronous hook, so that the worker's first look meets what the
-    triggerer will. Each look has a connection of its own: a minute's idle one is easily lost, and a new one takes
-    what the Airflow connection says by then.
+    Worker and triggerer go through the provider's asynchronous hook, so that the worker's first poke meets what the
+    triggerer will. Each poke has a connection of its own: a minute's idle one is easily lost, and a new one takes what
+    the Airflow connection says by then.
 
     :param sftp_conn_id: the Airflow connection.
     :param component: ``worker`` or ``triggerer``: each may reach other hosts and hold other keys, so errors name it.
     :param listed: whether a listing of this wait succeeded before.
+    :param confirmation: seconds until a second listing must show the same.
     """
 
     sftp_conn_id: str
     component: str = WORKER
     listed: bool = False
+    confirmation: float = CONFIRMATION
     _origin: str = field(default="", init=False)  # scheme, host and port
     _home: str = field(default="/", init=False)  # where relative paths begin
-    _whereabouts: str = field(default="", init=False)
-
-    bucket: ClassVar[str | None] = None
+    _server: str = field(default="", init=False)
 
     @property
-    def title(self) -> str:
-        """What messages call it."""
-        return f"the SFTP server of {self.sftp_conn_id!r}"
+    def listing(self) -> Callable[..., SftpListing]:
+        """How a wait lists this server."""
+        return partial(SftpListing, confirmation=self.confirmation)
+
+    @property
+    def bucket(self) -> None:
+        """None: results have no bucket."""
 
     def uri(self, key: str) -> str:
-        """Return a path's URI, absolute; after the first look."""
+        """Return a path's URI, absolute; after the first poke."""
         return self._origin + (key if key.startswith("/") else f"{self._home.rstrip('/')}/{key}")
 
+    def address(self, path: str) -> str:
+        """Return a path as messages show it."""
+        return f"{path!r} on sftp_conn_id={self.sftp_conn_id!r}"
+
+    def hint(self, target: Target) -> Steps[str | None] | None:
+        """Plan how to find out why nothing matches a path; None where that would take a walk."""
+        return sftp_hint(target)
+
     def trigger_arguments(self) -> dict[str, Any]:
-        """Return what a trigger needs to look here."""
+        """Return what a trigger needs to list this server."""
         return {"sftp_conn_id": self.sftp_conn_id}
 
-    def look(self, steps: Generator[Request, Any, T]) -> T | Waiting:
+    def run(self, plan: Plan[T]) -> T | Waiting:
         """
-        Take the steps of a look and return its verdict.
+        Make a plan's requests over one connection and return what they show.
 
-        :returns: the verdict, or a :class:`Waiting` where the server's trouble passes.
-        :raises HealthExConfigurationError: where the server refuses for good, or isn't the one that is known.
+        :returns: that, or a `Waiting` after a transient error.
+        :raises HealthExConfigurationError: for a permanent error, or a server that isn't the known one.
         """
-        return asyncio.run(self.look_async(steps))
+        return asyncio.run(self.run_async(plan))
 
-    async def look_async(self, steps: Generator[Request, Any, T]) -> T | Waiting:
-        """Do what :meth:`look` does."""
+    async def run_async(self, plan: Plan[T]) -> T | Waiting:
+        """Do what `run` does."""
         try:
-            async with _within(LONGEST_LOOK), self._open() as sftp:
-                return await self._drive(steps, sftp)
+            async with _within(POKE_LIMIT), self._open() as sftp:
+                return await self._drive(plan, sftp)
         except Exception as error:
             trouble = error
         return self._judge(trouble, LISTING)
 
-    def put(self, key: str, body: bytes) -> None:
+    def put(self, key: str, body: bytes | IO[bytes]) -> None:
         """
         Write a file, and the folders it lies in where they are missing.
 
-        :raises HealthExConfigurationError: where the server refuses for good.
+        :raises HealthExConfigurationError: for a permanent error.
+        :raises HealthExError: for a transient one.
         """
         try:
-            asyncio.run(self._put(key, body))
+            asyncio.run(self._put(key, body if isinstance(body, bytes) else body.read()))
             return
         except Exception as error:
             trouble = error
@@ -170,7 +188,7 @@ class SftpServer:
         )
 
     async def _put(self, key: str, body: bytes) -> None:
-        async with _within(LONGEST_LOOK), self._open() as sftp, _within(PATIENCE):
+        async with _within(POKE_LIMIT), self._open() as sftp, _within(REQUEST_LIMIT):
             try:
                 await _write(sftp, key, body)
             except (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath):
@@ -186,17 +204,17 @@ class SftpServer:
         _check_keys(self.sftp_conn_id, connection.extra_dejson)
         stack = AsyncExitStack()
         try:
-            async with _within(PATIENCE):
+            async with _within(REQUEST_LIMIT):
                 sftp = await self._connect(stack)
                 self._home = str(await sftp.realpath("."))
             host = str(connection.host)
             host = f"[{host}]" if ":" in host else host
             self._origin = f"sftp://{host}" + (f":{connection.port}" if connection.port else "")
-            self._whereabouts = digest((self._origin, connection.login, self._home))
+            self._server = digest((self._origin, connection.login, self._home))
             yield sftp
         finally:
-            with suppress(TimeoutError):  # a server that hangs doesn't say goodbye either
-                async with _within(GOODBYE):
+            with suppress(TimeoutError):  # a server that hangs doesn't close either
+                async with _within(CLOSE_LIMIT):
                     await stack.aclose()
 
     async def _connect(self, stack: AsyncExitStack) -> asyncssh.SFTPClient:
@@ -210,19 +228,19 @@ class SftpServer:
         except (ValueError, OverflowError, TypeError) as error:
             raise _Unusable from error
 
-    async def _drive(self, steps: Generator[Request, Any, T], sftp: asyncssh.SFTPClient) -> T:
+    async def _drive(self, plan: Plan[T], sftp: asyncssh.SFTPClient) -> T:
         try:
-            answer: Any = None
+            batch = next(plan)
             while True:
-                request = steps.send(answer)
-                if isinstance(request, Pause):
-                    await asyncio.sleep(request.seconds)
-                    answer = None
-                elif isinstance(request, Whereabouts):
-                    answer = self._whereabouts
+                if isinstance(batch[0], Pause):
+                    await asyncio.sleep(batch[0].seconds)
+                    answers: Sequence[Any] = [None]
+                elif isinstance(batch[0], Server):
+                    answers = [self._server]
                 else:
-                    async with _within(PATIENCE):
-                        answer = await _ask(sftp, request)
+                    async with _within(REQUEST_LIMIT):
+                        answers = await asyncio.gather(*(_answer(sftp, request) for request in batch))
+                batch = plan.send(answers)
         except StopIteration as end:
             self.listed = True
             return cast("T", end.value)
@@ -239,6 +257,8 @@ class SftpServer:
         if isinstance(error, HealthExConnectionError):  # Airflow's trouble, not the server's
             return Waiting(str(error))
         server = f"the SFTP server of sftp_conn_id={self.sftp_conn_id!r}"
+        if isinstance(error, Obstacle):
+            return Waiting(f"{error}; retrying at the next poke")
         if isinstance(error, NoSuchRoot):
             raise HealthExConfigurationError(
                 f"There is no folder {error.folder!r} on {server}, as the {self.component} sees it: create it, or "
@@ -250,7 +270,7 @@ class SftpServer:
         kind = type(cause).__name__
         # Final only where this account has never seen anything, but for another server in this one's place.
         seen = self.listed and doing == LISTING and not isinstance(error, asyncssh.HostKeyNotVerifiable)
-        if _passes(error) or (known and seen):
+        if _is_transient(error) or (known and seen):
             return Waiting(f"The SFTP server did not answer the {self.component} ({kind}); retrying at the next poke")
         if not known:
             raise error
@@ -260,15 +280,15 @@ class SftpServer:
 
 @dataclass
 class AsyncSftpServer(SftpServer):
-    """An SFTP server as a triggerer looks at it. Use it as an asynchronous context manager."""
+    """An SFTP server as a triggerer lists it. Use it as an asynchronous context manager."""
 
     async def __aenter__(self) -> AsyncSftpServer:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        """Do nothing: each look closes its connection."""
+        """Do nothing: each poke closes its connection."""
 
-    look = SftpServer.look_async  # type: ignore[assignment]
+    run = SftpServer.run_async  # type: ignore[assignment]
 
 
 async def _write(sftp: asyncssh.SFTPClient, path: str, body: bytes) -> None:
@@ -276,22 +296,21 @@ async def _write(sftp: asyncssh.SFTPClient, path: str, body: bytes) -> None:
         await file.write(body)
 
 
-async def _ask(sftp: asyncssh.SFTPClient, request: Request) -> Any:
-    """Return a request's answer."""
+async def _answer(sftp: asyncssh.SFTPClient, request: Stat | ListFolder) -> Any:
+    """Make a request and return its answer."""
     try:
         if isinstance(request, Stat):
             attributes = await (sftp.stat if request.follow else sftp.lstat)(request.path)
             return _entry(request.path, attributes)
-        assert isinstance(request, Folder)
         return [_listed(each) async for each in sftp.scandir((request.path or ".").encode())]
     except (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath):
         return None
 
 
 def _entry(name: str, attributes: asyncssh.SFTPAttrs) -> Entry:
-    sort = _SORTS.get(attributes.type, Sort.OTHER)
+    kind = _TYPES.get(attributes.type, EntryType.OTHER)
     modified = None if attributes.mtime is None else max(0, min(attributes.mtime, 2**32))
-    return Entry(name, sort, attributes.size or 0, modified)
+    return Entry(name, kind, attributes.size or 0, modified)
 
 
 def _listed(found: asyncssh.SFTPName) -> Entry:
@@ -299,17 +318,17 @@ def _listed(found: asyncssh.SFTPName) -> Entry:
     assert isinstance(found.filename, bytes)
     entry = _entry(found.filename.decode(errors="backslashreplace"), found.attrs)
     kind = found.longname[:1]  # as `ls -l` shows it
-    if entry.sort is Sort.UNTOLD:
-        entry = entry._replace(sort=_LONG_SORTS.get(kind, Sort.UNTOLD))
+    if entry.type is EntryType.UNKNOWN:
+        entry = entry._replace(type=_LONG_TYPES.get(kind, EntryType.UNKNOWN))
     nameless = (
         found.filename in (b".", b"..")
         or b"/" in found.filename
-        or (entry.sort is not Sort.FILE and not _is_text(found.filename))
+        or (entry.type is not EntryType.FILE and not _is_text(found.filename))
     )
-    return entry._replace(sort=Sort.OTHER) if nameless or kind == b"l" else entry
+    return entry._replace(type=EntryType.OTHER) if nameless or kind == b"l" else entry
 
 
-_LONG_SORTS: dict[bytes | str, Sort] = {b"-": Sort.FILE, b"d": Sort.FOLDER}
+_LONG_TYPES: dict[bytes | str, EntryType] = {b"-": EntryType.FILE, b"d": EntryType.FOLDER}
 
 
 def _is_text(name: bytes) -> bool:
@@ -354,9 +373,9 @@ def _is_public_key(text: str) -> bool:
     return True
 
 
-def _passes(error: Exception) -> bool:
-    codes = next((codes for kind, codes in _PASSING_CODES.items() if type(error) is kind), ())
-    return (isinstance(error, _PASSING) and not isinstance(error, _LOCAL)) or getattr(error, "code", None) in codes
+def _is_transient(error: Exception) -> bool:
+    codes = next((codes for kind, codes in _TRANSIENT_CODES.items() if type(error) is kind), ())
+    return (isinstance(error, _TRANSIENT) and not isinstance(error, _LOCAL)) or getattr(error, "code", None) in codes
 
 
 @asynccontextmanager

@@ -7,12 +7,12 @@ import logging
 import re
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.common.compat.sdk import AirflowException
@@ -22,15 +22,16 @@ from botocore.handlers import VALID_BUCKET, VALID_S3_ARN
 from botocore.parsers import ResponseParserError
 from botocore.retries.standard import ThrottledRetryableChecker, TransientRetryableChecker
 
-from airflow_provider_healthex.delivery.arrival import Waiting
-from airflow_provider_healthex.delivery.listing import IncompleteListing, UnusableListing
+from airflow_provider_healthex.delivery.hints import s3_hint
+from airflow_provider_healthex.delivery.plan import Plan, Steps, Waiting
+from airflow_provider_healthex.delivery.s3_listing import IncompleteListing, S3Listing, UnusableListing
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError, HealthExError
 from airflow_provider_healthex.hooks.connection import ConnectionNotFound, find_connection
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
-    from airflow_provider_healthex.delivery.listing import Look
+    from airflow_provider_healthex.delivery.template import Target
 
 T = TypeVar("T")
 
@@ -222,7 +223,7 @@ class AwsAccess:
 @dataclass
 class _Bucket:
     """
-    A bucket and how one component looks at it, over the polls of one wait.
+    A bucket as one component lists it, over the pokes of one wait.
 
     :param name: the bucket's name.
     :param access: the AWS connection.
@@ -235,22 +236,27 @@ class _Bucket:
     component: str = WORKER
     listed: bool = False
 
+    listing: ClassVar[type[S3Listing]] = S3Listing
+
     @property
     def bucket(self) -> str:
         """The name, as results have it."""
         return self.name
 
-    @property
-    def title(self) -> str:
-        """What messages call it."""
-        return f"bucket {self.name!r}"
-
     def uri(self, key: str) -> str:
         """Return an object's URI."""
         return f"s3://{self.name}/{key}"
 
+    def address(self, path: str) -> str:
+        """Return a path as messages show it."""
+        return repr(self.uri(path))
+
+    def hint(self, target: Target) -> Steps[str | None]:
+        """Plan how to find out why nothing matches a path."""
+        return s3_hint(target, self.name)
+
     def trigger_arguments(self) -> dict[str, Any]:
-        """Return what a trigger needs to look here."""
+        """Return what a trigger needs to list this bucket."""
         return {"bucket_name": self.name, "aws": asdict(self.access)}
 
     def _judge(self, error: Exception, doing: _Doing) -> Waiting:
@@ -319,23 +325,24 @@ class Bucket(_Bucket):
 
     _client: Any = None
 
-    def look(self, steps: Look[T]) -> T | Waiting:
+    def run(self, plan: Plan[T]) -> T | Waiting:
         """
-        Make a poke's requests and return its verdict.
+        Make a plan's requests and return what they show.
 
-        :returns: the verdict, or a :class:`Waiting` after a transient error; the next poke has a new session.
+        :returns: that, or a `Waiting` after a transient error; the next poke then has a new session.
         :raises HealthExConfigurationError: for a permanent error.
         """
         doing = _Doing.OPENING
         try:
             client = self._client = self._client or self._open()
             doing = _Doing.DECIDING
-            request = next(steps)
+            batch = next(plan)
             while True:
                 doing = _Doing.LISTING
-                page = _within(REQUEST_LIMIT, partial(client.list_objects_v2, Bucket=self.name, **request))
+                calls = [partial(client.list_objects_v2, Bucket=self.name, **request) for request in batch]
+                answers = _within(REQUEST_LIMIT, *calls)
                 self.listed, doing = True, _Doing.DECIDING
-                request = steps.send(page)
+                batch = plan.send(answers)
         except StopIteration as end:
             self.listed = True
             return cast("T", end.value)
@@ -382,18 +389,19 @@ class AsyncBucket(_Bucket):
             with suppress(Exception):  # it is thrown away, whatever it says
                 await _within_async(CLOSE_LIMIT, client.__aexit__(None, None, None))
 
-    async def look(self, steps: Look[T]) -> T | Waiting:
-        """Do what :meth:`Bucket.look` does."""
+    async def run(self, plan: Plan[T]) -> T | Waiting:
+        """Do what `Bucket.run` does."""
         doing = _Doing.OPENING
         try:
             client = self._client = self._client or await _within_async(REQUEST_LIMIT, self._open())
             doing = _Doing.DECIDING
-            request = next(steps)
+            batch = next(plan)
             while True:
                 doing = _Doing.LISTING
-                page = await _within_async(REQUEST_LIMIT, client.list_objects_v2(Bucket=self.name, **request))
+                calls = (client.list_objects_v2(Bucket=self.name, **request) for request in batch)
+                answers = await _within_async(REQUEST_LIMIT, asyncio.gather(*calls))
                 self.listed, doing = True, _Doing.DECIDING
-                request = steps.send(page)
+                batch = plan.send(answers)
         except StopIteration as end:
             self.listed = True
             return cast("T", end.value)
@@ -408,27 +416,25 @@ class AsyncBucket(_Bucket):
         return await (await hook.get_async_conn()).__aenter__()
 
 
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Return what a call returns, or give it up after some seconds; its thread ends when the server lets it."""
-    outcome: Future[T] = Future()
+def _within(seconds: float, *calls: Callable[[], T]) -> list[T]:
+    """Return what calls return, or give them up after some seconds; their threads end when the server lets them."""
+    outcomes: list[Future[T]] = [Future() for _ in calls]
 
-    def run() -> None:
+    def run(call: Callable[[], T], outcome: Future[T]) -> None:
         try:
             outcome.set_result(call())
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name="healthex-s3", daemon=True).start()
-    try:
-        return outcome.result(seconds)
-    except TimeoutError:
-        if outcome.done():  # the call's own
-            raise
-    raise _Unanswered(seconds)
+    for call, outcome in zip(calls, outcomes, strict=True):
+        threading.Thread(target=run, args=(call, outcome), name="healthex-s3", daemon=True).start()
+    if wait(outcomes, seconds).not_done:
+        raise _Unanswered(seconds)
+    return [outcome.result() for outcome in outcomes]
 
 
 async def _within_async(seconds: float, call: Awaitable[T]) -> T:
-    """Do what :func:`_within` does, on an event loop."""
+    """Do what `_within` does, on an event loop."""
     try:
         async with asyncio.timeout(seconds) as limit:
             return await call

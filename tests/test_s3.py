@@ -23,7 +23,7 @@ from airflow_provider_healthex import s3 as module
 from airflow_provider_healthex.delivery import Arrived, Expectation, Waiting, expand
 from airflow_provider_healthex.delivery.listing import look
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
-from airflow_provider_healthex.s3 import TRIGGERER, WORKER, AsyncBucket, AwsAccess, Bucket
+from airflow_provider_healthex.storage.s3 import TRIGGERER, WORKER, AsyncBucket, AwsAccess, Bucket
 
 SECRET = "secret-of-the-test"
 EXTERNAL_ID = "external-7"

@@ -234,9 +234,10 @@ class ArrivalWait:
     def _check(
         self, indices: Sequence[int], take: Take | None, *, must_settle: bool
     ) -> Plan[tuple[dict[int, _Tally], dict[int, Arrival], str | None]]:
-        tallies, poke = yield from self._list(indices, take)
-        arrived = self._judge(tallies, must_settle=must_settle)
         seconds = self.listing.confirmation
+        # Of two listings that must agree, the second one counts.
+        tallies, poke = yield from self._list(indices, take if seconds is None else None)
+        arrived = self._judge(tallies, must_settle=must_settle)
         if not arrived or seconds is None:
             return tallies, arrived, self._obstacle(poke, tallies)
         yield [Pause(seconds)]
@@ -295,9 +296,10 @@ class ArrivalWait:
             return self._reason_of_one(tallies[0])
         begun = sum(1 for index, one in tallies.items() if one.objects and index not in self.arrived)
         awaited = f"waiting for their {rule.marker}" if rule.marker else "settling"
+        without = total - arrived - begun
         return (
-            f"{arrived:,} of {total:,} arrived, {begun:,} {awaited}, {total - arrived - begun:,} without a fresh object "
-            f"under {self.expectation.paths[0]}"
+            f"{arrived:,} of {total:,} arrived, {begun:,} {awaited}, {without:,} without a fresh object under "
+            f"{self.expectation.paths[0]}"
         )
 
     def _reason_of_one(self, tally: _Tally) -> str:

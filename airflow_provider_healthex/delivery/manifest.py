@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 
-from airflow_provider_healthex.delivery.arrival import StoredObject
+from airflow_provider_healthex.delivery.rule import StoredObject
 
 
 def manifest_lines(

@@ -295,9 +295,7 @@ def _missing_roots(roots: set[str]) -> Plan[set[str]]:
     if not ordered:
         return set()
     entries = yield [Stat(root.rstrip("/"), follow=True) for root in ordered]
-    return {
-        root for root, entry in zip(ordered, entries, strict=True) if entry is None or entry.type not in _FOLDERS
-    }
+    return {root for root, entry in zip(ordered, entries, strict=True) if entry is None or entry.type not in _FOLDERS}
 
 
 def _root(target: Target) -> str | None:

@@ -88,7 +88,7 @@ class DeliveryTrigger(BaseEventTrigger):
         if found is None:
             return [], announced
         self.log.info("%d deliveries have settled under %s", len(found[0]), self._path)
-        return cast("tuple[list[Delivery], Announced]", found)
+        return found
 
     async def _list(self, storage: Any, plan: Plan[T]) -> T | None:
         """Make a plan's requests; None after an error, which is logged."""

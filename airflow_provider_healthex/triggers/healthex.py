@@ -71,8 +71,8 @@ class HealthExDeliveryTrigger(DeliveryTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         if isinstance(bucket_key, str) and "://" in bucket_key:
             raise HealthExConfigurationError(
-                f"bucket_key must be a path in the bucket (got the URL {bucket_key!r}): give the bucket as bucket_name, "
-                "and what follows it as bucket_key."
+                f"bucket_key must be a path in the bucket (got the URL {bucket_key!r}): give the bucket as "
+                "bucket_name, and what follows it as bucket_key."
             )
         if aws_conn_id is not None and not isinstance(aws_conn_id, str):
             raise HealthExConfigurationError(

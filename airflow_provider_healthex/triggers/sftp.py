@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from airflow_provider_healthex.delivery.feed import Announced, Source, expand_literal
+from airflow_provider_healthex.delivery.plan import Plan
 from airflow_provider_healthex.delivery.sftp_listing import CONFIRMATION, SftpSource
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.storage.sftp import TRIGGERER, AsyncSftpServer
@@ -75,11 +76,13 @@ class HealthExSftpDeliveryTrigger(DeliveryTrigger):
     async def _start(self, storage: Any, source: Source) -> Announced:
         if self._since is not None:
             return await super()._start(storage, source)
-        while await self._list(storage, source.list(expand_literal(self.path), lambda files: None)) is None:
-            if source.now:  # a plan that shows nothing returns None as well
-                break
+        while (newest := await self._list(storage, self._newest(source))) is None:
             await asyncio.sleep(self.poke_interval)
-        return Announced((source.now, "~"))
+        return Announced((newest, "~"))
+
+    def _newest(self, source: Source) -> Plan[int]:
+        yield from source.list(expand_literal(self.path), lambda files: None)
+        return source.now
 
     def _open(self) -> AsyncSftpServer:
         return AsyncSftpServer(self.sftp_conn_id, TRIGGERER)

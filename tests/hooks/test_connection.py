@@ -228,7 +228,7 @@ def test_a_cancelled_hook_waits_for_no_connection(backends, monkeypatch):
 
 
 def places():
-    from airflow_provider_healthex.s3 import AsyncBucket, AwsAccess, Bucket
+    from airflow_provider_healthex.storage.s3 import AsyncBucket, AwsAccess, Bucket
 
     async def on_a_triggerer(place):
         async with place:
@@ -238,7 +238,7 @@ def places():
     yield "s3 by default", lambda: Bucket("b", AwsAccess("aws_default")).look(iter(()))
     yield "s3 on a triggerer", lambda: asyncio.run(on_a_triggerer(AsyncBucket("b", AwsAccess("mine"), "triggerer")))
     try:
-        from airflow_provider_healthex.sftp import AsyncSftpServer, SftpServer
+        from airflow_provider_healthex.storage.sftp import AsyncSftpServer, SftpServer
     except ModuleNotFoundError:
         return
     yield "sftp on a worker", lambda: SftpServer("mine").look(iter(()))

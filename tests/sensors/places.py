@@ -163,7 +163,7 @@ class S3Place(Place):
         return {"bucket_name": self.bucket, "botocore_config": config}
 
     def storages(self) -> tuple[type, type]:
-        from airflow_provider_healthex.s3 import AsyncBucket, Bucket
+        from airflow_provider_healthex.storage.s3 import AsyncBucket, Bucket
 
         return Bucket, AsyncBucket
 
@@ -213,7 +213,7 @@ class SftpPlace(Place):
         (server.served / "d").mkdir()
 
     def storages(self) -> tuple[type, type]:
-        from airflow_provider_healthex.sftp import AsyncSftpServer, SftpServer
+        from airflow_provider_healthex.storage.sftp import AsyncSftpServer, SftpServer
 
         return SftpServer, AsyncSftpServer
 

@@ -517,7 +517,7 @@ class TestExecutionTimeout:
         def alarm(*args: object) -> None:
             raise AirflowTaskTimeout("Timeout, PID: 1")
 
-        monkeypatch.setattr(type(waiting), "_look", alarm)
+        monkeypatch.setattr(type(waiting), "_run", alarm)
         with pytest.raises(AirflowTaskTimeout, match=r"^execution_timeout of 30 s exceeded"):
             run_sensor(waiting)
 
@@ -595,7 +595,7 @@ def raise_first(monkeypatch, storage: type, troubles: list[Exception]) -> None:
             raise troubles.pop()
         return await look(self, steps)
 
-    monkeypatch.setattr(storage, "look", failing_async if inspect.iscoroutinefunction(look) else failing)
+    monkeypatch.setattr(storage, "run", failing_async if inspect.iscoroutinefunction(look) else failing)
 
 
 @pytest.mark.parametrize("mode", MODES)

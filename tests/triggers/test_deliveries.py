@@ -205,7 +205,7 @@ def test_what_is_logged_names_no_id(monkeypatch, task_log, certificate):
 
 @pytest.mark.parametrize("stuck", [s3.HALF_A_CHUNK, s3.WRONG_CHUNKS, s3.DRIPPING, s3.SILENCE], ids=str)
 def test_an_answer_that_does_not_end_is_given_up(monkeypatch, task_log, stuck):
-    monkeypatch.setattr("airflow_provider_healthex.s3.REQUEST_LIMIT", 0.7)
+    monkeypatch.setattr("airflow_provider_healthex.storage.s3.REQUEST_LIMIT", 0.7)
     with s3.FaultyS3() as server:
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", aws_connection(server.endpoint_url))
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

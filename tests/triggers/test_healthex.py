@@ -14,7 +14,7 @@ from support import aws_connection, run_trigger, utc_now
 
 from airflow_provider_healthex.delivery import CohortExpectation, Expectation, Member, expand
 from airflow_provider_healthex.delivery.schedule import PokeSchedule
-from airflow_provider_healthex.triggers.arrival import WaitingLog, waiting_line
+from airflow_provider_healthex.triggers.base import WaitingLog, waiting_line
 from airflow_provider_healthex.triggers.healthex import HealthExCohortArrivalTrigger, HealthExDataArrivalTrigger
 
 
@@ -74,7 +74,7 @@ STUCK = [s3.HALF_A_CHUNK, s3.WRONG_CHUNKS, s3.DRIPPING, s3.SILENCE]
 
 @pytest.fixture
 def stuck_server(request, monkeypatch):
-    monkeypatch.setattr("airflow_provider_healthex.s3.REQUEST_LIMIT", 0.7)
+    monkeypatch.setattr("airflow_provider_healthex.storage.s3.REQUEST_LIMIT", 0.7)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with s3.FaultyS3() as server:
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", aws_connection(server.endpoint_url))
@@ -171,7 +171,7 @@ class TestWaitingLog:
     def test_else_there_is_a_line_every_ten_minutes(self, log, lines, monkeypatch):
         now = time.time()
         for minutes in range(31):
-            monkeypatch.setattr("airflow_provider_healthex.triggers.arrival.time.time", lambda m=minutes: now + m * 60)
+            monkeypatch.setattr("airflow_provider_healthex.triggers.base.time.time", lambda m=minutes: now + m * 60)
             log.note("no objects")
         assert len(lines) == 4
 

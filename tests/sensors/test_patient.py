@@ -583,7 +583,7 @@ def test_one_that_never_can_be_is_a_timeout(place: Place, mode, monkeypatch, air
 
 def raise_first(monkeypatch, storage: type, troubles: list[Exception]) -> None:
     """Let a storage's pokes raise these errors, and then go on."""
-    look = storage.look
+    look = storage.run
 
     def failing(self, steps):
         if troubles:

@@ -332,7 +332,10 @@ def test_a_literal_argument_that_cannot_be_used_is_refused_when_the_dag_is_parse
         ({"bucket_key": "d/{externalId}/"}, "2 of 3 patients have none"),
         ({"update": cohort("p-1", "p-1")}, "same path as another"),
         ({"manifest_key": "d/project-1/p-2/m.jsonl"}, "outside the path"),
-        ({"bucket_key": "d/*/{healthexPatientId}-*", "wildcard_match": True, "marker": "_OK"}, "belongs to several patients"),
+        (
+            {"bucket_key": "d/*/{healthexPatientId}-*", "wildcard_match": True, "marker": "_OK"},
+            "belongs to several patients",
+        ),
         ({"update": cohort(*map(str, range(10_001)))}, "10,001 patients"),
     ],
 )

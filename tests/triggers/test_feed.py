@@ -12,7 +12,7 @@ import s3_faults as s3
 from support import aws_connection, utc_now
 
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
-from airflow_provider_healthex.triggers import deliveries as module
+from airflow_provider_healthex.triggers import feed as module
 from airflow_provider_healthex.triggers.healthex import HealthExDeliveryTrigger
 
 PATH = "d/{projectId}/{externalId}/"

@@ -25,7 +25,7 @@ from airflow_provider_healthex.arguments import at_least, boolean
 from airflow_provider_healthex.delivery import Arrival, Plan, StoredObject, Waiting
 from airflow_provider_healthex.delivery.manifest import manifest_lines
 from airflow_provider_healthex.delivery.plan import alone
-from airflow_provider_healthex.delivery.schedule import PokeSchedule
+from airflow_provider_healthex.delivery.schedule import PokeSchedule, WaitingLog
 from airflow_provider_healthex.exceptions import (
     HealthExConfigurationError,
     HealthExConnectionError,
@@ -33,17 +33,16 @@ from airflow_provider_healthex.exceptions import (
     HealthExPatientActionNeeded,
 )
 from airflow_provider_healthex.sensors.awaited import Awaited
+from airflow_provider_healthex.sensors.checks import REFUSED_ARGUMENTS, refuse_arguments, refused
 from airflow_provider_healthex.sensors.compat import AirflowRescheduleException, first_reschedule, try_start
 from airflow_provider_healthex.sensors.memory import PokeMemory
-from airflow_provider_healthex.triggers.base import ARRIVED, REFUSED, TIMED_OUT, WaitingLog, arrived_from_text
+from airflow_provider_healthex.triggers.base import ARRIVED, REFUSED, TIMED_OUT, arrived_from_text
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import BaseTrigger
 
 T = TypeVar("T")
-
-_BY_KIND = "transient errors are retried in every mode, permanent ones fail the task. Use soft_fail to skip on timeout"
 
 #: Seconds that a triggerer has for its last poke before Airflow ends the wait.
 DEFERRAL_GRACE = 60.0
@@ -60,7 +59,7 @@ class ArrivalSensor(BaseSensorOperator):
     """
 
     #: Arguments that are refused, and why.
-    refused_arguments: ClassVar[Mapping[str, str]] = {"silent_fail": _BY_KIND, "never_fail": _BY_KIND}
+    refused_arguments: ClassVar[Mapping[str, str]] = REFUSED_ARGUMENTS
     trigger_class: type[BaseTrigger]
     deferral_grace = DEFERRAL_GRACE
     #: Keys of the result that asset events of outlets get: counts and times, neither keys nor ids.
@@ -71,7 +70,7 @@ class ArrivalSensor(BaseSensorOperator):
     def __init__(self, **kwargs: Any) -> None:
         for name, reason in self.refused_arguments.items():
             if kwargs.pop(name, None):
-                raise _refused(self, name, reason)
+                raise refused(self, name, reason)
         super().__init__(**kwargs)
         self._awaited: Any = None  # an Awaited
         self._memory: PokeMemory | None = None
@@ -87,7 +86,7 @@ class ArrivalSensor(BaseSensorOperator):
 
     def _check_arguments(self) -> None:
         """Refuse at parse time what no rendering can mend; the last step of a constructor."""
-        self._refuse_arguments()
+        refuse_arguments(self)
         boolean("deferrable", self.deferrable)
         boolean("wildcard_match", self.wildcard_match)
         at_least("timeout", self.timeout, 0, " s")
@@ -99,13 +98,6 @@ class ArrivalSensor(BaseSensorOperator):
     @abstractmethod
     def _check_literals(self) -> None:
         """Refuse what is wrong with the literal arguments, whatever the templates among them may become."""
-
-    def _refuse_arguments(self) -> None:
-        """Refuse what the task is, however it became so: default_args pass no constructor of ours."""
-        for name, reason in self.refused_arguments.items():
-            value = getattr(self, name, None)
-            if value and value != ["Size", "Key"]:  # metadata_keys, by default
-                raise _refused(self, name, reason)
 
     # On a worker
 
@@ -135,7 +127,7 @@ class ArrivalSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Wait, here or on the triggerer."""
         with self._failures():
-            self._refuse_arguments()
+            refuse_arguments(self)
             schedule = self._prepare(context)
             while True:
                 began = time.time()
@@ -419,10 +411,6 @@ class ArrivalSensor(BaseSensorOperator):
         for outlet in self.outlets or ():
             if isinstance(outlet, Asset):
                 context["outlet_events"][outlet].extra.update({key: result[key] for key in self.event_keys})
-
-
-def _refused(sensor: Any, name: str, reason: str) -> HealthExConfigurationError:
-    return HealthExConfigurationError(f"{name} is not supported by {type(sensor).__name__}: {reason}")
 
 
 def _read_event(event: Mapping[str, Any] | None) -> tuple[str, str]:

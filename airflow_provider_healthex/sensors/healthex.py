@@ -14,14 +14,13 @@ from airflow_provider_healthex.arguments import one_of
 from airflow_provider_healthex.sensors.awaited import Awaited
 from airflow_provider_healthex.sensors.base import ArrivalSensor
 from airflow_provider_healthex.sensors.bucket import GRACE, REFUSED_ARGUMENTS, check_literals, open_bucket
+from airflow_provider_healthex.sensors.checks import existence_proves_nothing, plain_seconds
 from airflow_provider_healthex.sensors.request import (
     RULE_FIELDS,
     check_cohort,
     check_patient,
     enough,
-    existence_proves_nothing,
     one_path,
-    plain_seconds,
 )
 from airflow_provider_healthex.sensors.results import (
     COHORT_EVENT_KEYS,

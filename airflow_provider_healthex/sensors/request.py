@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from airflow_provider_healthex.arguments import (
@@ -16,16 +14,19 @@ from airflow_provider_healthex.arguments import (
     seconds,
     whole_number,
 )
-from airflow_provider_healthex.client.models import IN_PROGRESS, PATIENT_ACTION_NEEDED, UNRECOGNIZED
+from airflow_provider_healthex.client.models import IN_PROGRESS, PATIENT_ACTION_NEEDED
 from airflow_provider_healthex.delivery import ArrivalRule, Kind, Patient, Target, expand
-from airflow_provider_healthex.delivery.template import names_patient, refuse_foreign_syntax, variables
+from airflow_provider_healthex.delivery.template import names_patient, variables
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
-
-#: Templates of a moment that is another one each time that Airflow renders them.
-_MOVING = re.compile(r"\b(?:ti|task_instance)\.(?:start_date|queued_dttm)\b|\b(?:utcnow|now|today)\(")
-
-#: What stands for a value that only a template knows, in checks at parse time.
-STAND_IN = "rendered-later"
+from airflow_provider_healthex.sensors.checks import (
+    STAND_IN,
+    check_update,
+    file_name,
+    known,
+    no_result,
+    recognized,
+    refuse_moving,
+)
 
 #: Template fields that all sensors share.
 RULE_FIELDS = ("min_objects", "marker", "quiet_period", "clock_skew")
@@ -47,7 +48,7 @@ def arrival_rule(sensor: Any, *, parsed: bool = False) -> ArrivalRule:
 
     return ArrivalRule(
         min_objects=whole_number("min_objects", given("min_objects", 1), 1),
-        marker=_file_name("marker", given("marker", None)),
+        marker=file_name("marker", given("marker", None)),
         quiet_period=seconds("quiet_period", given("quiet_period", 0)),
         clock_skew=seconds("clock_skew", given("clock_skew", 0)),
     )
@@ -143,21 +144,12 @@ def patient_request(sensor: Any, since: str | None) -> PatientRequest:
     )
 
 
-def existence_proves_nothing(sensor: Any, update: Any, since: Any) -> None:
-    """Refuse a wait without a moment since which data counts."""
-    if update is None and since is None:
-        raise HealthExConfigurationError(
-            f"{type(sensor).__name__} needs update=… (the operator's output) or since=… (a moment): the objects of an "
-            "earlier delivery are there already, so that existence proves nothing."
-        )
-
-
 def check_patient(sensor: Any, paths: Sequence[str], manifest: tuple[str, Any]) -> None:
     """Refuse at parse time what is wrong with the literal arguments of a sensor for one patient."""
-    _check_update(sensor)
+    check_update(sensor)
     if sensor.since is not None and not is_rendered_later(sensor.since):
         requested_at("since", sensor.since)
-    _refuse_moving(sensor.since, reschedule=sensor.reschedule and not sensor.deferrable)
+    refuse_moving(sensor.since, reschedule=sensor.reschedule and not sensor.deferrable)
     from_update = STAND_IN if sensor.gets_update else None
     values = {
         "orgId": known(sensor.org_id) or from_update,
@@ -206,7 +198,7 @@ def check_cohort(sensor: Any, paths: Sequence[str], manifest: tuple[str, Any]) -
     """Refuse at parse time what is wrong with the literal arguments of a sensor for a cohort."""
     if sensor.update is None:
         raise _no_cohort("None")
-    _check_update(sensor)
+    check_update(sensor)
     enough(sensor, parsed=True)
     values: dict[str, str | None] = {
         "projectId": known(sensor.project_id) or STAND_IN,
@@ -307,90 +299,3 @@ def _patients(entries: Sequence[Any], path: str) -> tuple[Patient, ...]:
         )
         for entry in whole
     )
-
-
-# Checks that patient and cohort share
-
-
-def known(value: Any, otherwise: Any = STAND_IN) -> Any:
-    """Return a literal value, and something else for one that is rendered later."""
-    return otherwise if is_rendered_later(value) else value
-
-
-def literals(paths: Any) -> list[Any]:
-    """Return those of one or several paths that are literal."""
-    return [path for path in (paths if isinstance(paths, (list, tuple)) else [paths]) if not is_rendered_later(path)]
-
-
-def plain_seconds(value: Any) -> Any:
-    """Return a timedelta as seconds, which the rendered fields of Airflow's UI can show; anything else as it is."""
-    return value.total_seconds() if isinstance(value, timedelta) else value
-
-
-def recognized(value: Any) -> str | None:
-    """Return an id of the service, or None where it was none that a path could take."""
-    return value if isinstance(value, str) and value != UNRECOGNIZED else None
-
-
-def short(value: str) -> str:
-    """Return an id as logs and messages show it: enough to find it, and not all of it."""
-    return value if len(value) <= 12 else f"{value[:8]}…"
-
-
-def refuse_pasted_templates(path: Any) -> None:
-    """Refuse another system's variables before Jinja renders ``{{orgId}}`` to an error that names no cause."""
-    for each in path if isinstance(path, list) else [path]:
-        if isinstance(each, str):
-            refuse_foreign_syntax(each)
-
-
-def no_result() -> HealthExConfigurationError:
-    """Return the error for an operator that has left nothing to wait for."""
-    return HealthExConfigurationError(
-        "update is None: the operator left no result. It was skipped, or marked success by hand; clear it, or give "
-        "since=…"
-    )
-
-
-def _check_update(sensor: Any) -> None:
-    update = sensor.update
-    if hasattr(update, "output") and hasattr(update, "task_id"):
-        raise HealthExConfigurationError(
-            f"update must be the operator's output, and is the operator itself: give update={update.task_id}.output"
-        )
-    if callable(update) and not hasattr(update, "resolve"):
-        raise HealthExConfigurationError("update must be a task's output, and is a function: call it, update=…()")
-    if isinstance(update, str) and not (is_rendered_later(update) and _renders_natively(sensor)):
-        raise HealthExConfigurationError(
-            f"update must be the operator's output, and is a string ({update!r}): give update=refresh.output "
-            "itself, not a template of it."
-        )
-
-
-def _renders_natively(sensor: Any) -> bool:
-    own = getattr(sensor, "render_template_as_native_obj", None)  # Airflow 3.3
-    if own is not None:
-        return bool(own)
-    dag = getattr(sensor, "_dag", None)
-    return dag is None or bool(dag.render_template_as_native_obj)  # without a DAG yet, it may turn out so
-
-
-def _refuse_moving(since: Any, *, reschedule: bool) -> None:
-    """Refuse a moment that each process of a rescheduled wait would render anew, and so wait without end."""
-    found = _MOVING.search(since) if reschedule and isinstance(since, str) and is_rendered_later(since) else None
-    if found:
-        raise HealthExConfigurationError(
-            f"since is {since!r}, and {found.group()!r} is another moment at each poke of mode='reschedule': the wait "
-            "would never end. Give update=refresh.output, a fixed moment such as {{ dag_run.start_date }}, or "
-            "deferrable=True."
-        )
-
-
-def _file_name(name: str, value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value or any(character in value for character in "/*?"):
-        raise HealthExConfigurationError(
-            f"{name} must be a file's name, or its ending with a dot, without path and glob (got {value!r})"
-        )
-    return value

@@ -14,6 +14,7 @@ from airflow_provider_healthex.delivery.template import names_patient
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.moments import to_text
 from airflow_provider_healthex.sensors.awaited import Awaited, Storage
+from airflow_provider_healthex.sensors.checks import short
 from airflow_provider_healthex.sensors.request import (
     arrival_rule,
     check_targets,
@@ -22,7 +23,6 @@ from airflow_provider_healthex.sensors.request import (
     least,
     manifest_key,
     patient_request,
-    short,
 )
 
 ON_PATIENT_ACTION = ("fail", "skip", "wait")

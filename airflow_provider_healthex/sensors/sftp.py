@@ -14,18 +14,20 @@ from airflow_provider_healthex.delivery.sftp_listing import CONFIRMATION, PARTIA
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.sensors.awaited import Awaited
 from airflow_provider_healthex.sensors.base import DEFERRAL_GRACE, ArrivalSensor
+from airflow_provider_healthex.sensors.checks import (
+    existence_proves_nothing,
+    known,
+    literals,
+    plain_seconds,
+    refuse_pasted_templates,
+)
 from airflow_provider_healthex.sensors.request import (
     RULE_FIELDS,
     arrival_rule,
     check_cohort,
     check_patient,
     enough,
-    existence_proves_nothing,
-    known,
-    literals,
     one_path,
-    plain_seconds,
-    refuse_pasted_templates,
 )
 from airflow_provider_healthex.sensors.results import (
     COHORT_EVENT_KEYS,

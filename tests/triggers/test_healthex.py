@@ -13,8 +13,7 @@ import s3_faults as s3
 from support import aws_connection, run_trigger, utc_now
 
 from airflow_provider_healthex.delivery import ArrivalRule, Expectation, Patient
-from airflow_provider_healthex.delivery.schedule import PokeSchedule
-from airflow_provider_healthex.triggers.base import WaitingLog, waiting_line
+from airflow_provider_healthex.delivery.schedule import PokeSchedule, WaitingLog, waiting_line
 from airflow_provider_healthex.triggers.healthex import HealthExDataArrivalTrigger
 
 
@@ -171,7 +170,7 @@ class TestWaitingLog:
     def test_else_there_is_a_line_every_ten_minutes(self, log, lines, monkeypatch):
         now = time.time()
         for minutes in range(31):
-            monkeypatch.setattr("airflow_provider_healthex.triggers.base.time.time", lambda m=minutes: now + m * 60)
+            monkeypatch.setattr("airflow_provider_healthex.delivery.schedule.time.time", lambda m=minutes: now + m * 60)
             log.note("no objects")
         assert len(lines) == 4
 

@@ -17,11 +17,11 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 import s3_faults as s3
+from airflow_provider_healthex.delivery.listing import look
 from support import aws_connection, s3_client
 
 from airflow_provider_healthex import s3 as module
 from airflow_provider_healthex.delivery import Arrived, Expectation, Waiting, expand
-from airflow_provider_healthex.delivery.listing import look
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
 from airflow_provider_healthex.storage.s3 import TRIGGERER, WORKER, AsyncBucket, AwsAccess, Bucket
 

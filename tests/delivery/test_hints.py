@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 import pytest
+from airflow_provider_healthex.delivery.tree import Entry, Folder, Sort
 from delivery.s3_lists import MemoryS3
 
 from airflow_provider_healthex.delivery import expand
 from airflow_provider_healthex.delivery.hints import bucket_hint, tree_hint
-from airflow_provider_healthex.delivery.tree import Entry, Folder, Sort
 
 NOW = datetime(2026, 11, 22, 17, 41, 5, tzinfo=timezone.utc)
 VALUES = {"healthexPatientId": "patient-1", "projectId": "p"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from airflow_provider_healthex.delivery.listing import look
 
 from airflow_provider_healthex.delivery import Arrived, Expectation, Waiting, expand
-from airflow_provider_healthex.delivery.listing import look
 
 SINCE = datetime(2026, 11, 22, 17, 40, 5, tzinfo=timezone.utc)
 NOW = SINCE + timedelta(seconds=60)

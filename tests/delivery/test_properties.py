@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from airflow_provider_healthex.delivery.listing import IncompleteListing, UnusableListing, look
 from delivery.s3_lists import MemoryS3
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from airflow_provider_healthex.delivery import (
     expand,
     parse_key,
 )
-from airflow_provider_healthex.delivery.listing import IncompleteListing, UnusableListing, look
 
 REQUESTED = datetime(2026, 11, 22, 17, 40, 5, tzinfo=timezone.utc)
 NOW = REQUESTED + timedelta(hours=1)

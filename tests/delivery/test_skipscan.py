@@ -7,12 +7,12 @@ import random
 from datetime import datetime, timezone
 
 import pytest
+from airflow_provider_healthex.delivery.listing import IncompleteListing
+from airflow_provider_healthex.delivery.skipscan import Span, are_disjoint, scan_all, skip_scan
 from delivery.s3_lists import MemoryS3
 from support import Bucket as RealBucket
 from support import s3_client
 
-from airflow_provider_healthex.delivery.listing import IncompleteListing
-from airflow_provider_healthex.delivery.skipscan import Span, are_disjoint, scan_all, skip_scan
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 
 NOW = datetime(2026, 11, 22, 17, 41, 5, tzinfo=timezone.utc)

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
-
-from airflow_provider_healthex.delivery import Arrived, Expectation, Waiting, expand
 from airflow_provider_healthex.delivery.tree import (
     CONFIRMATION,
     Entry,
@@ -23,6 +21,8 @@ from airflow_provider_healthex.delivery.tree import (
     Whereabouts,
     look_at_tree,
 )
+
+from airflow_provider_healthex.delivery import Arrived, Expectation, Waiting, expand
 
 REQUESTED = datetime(2026, 11, 22, 12, 0, 0, tzinfo=timezone.utc)
 AT = int(REQUESTED.timestamp())

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from client.loopback import STARTED, Reply, Service, closes, make_jwt, says, status
-from operators.cohorts import PROJECT, Store, TaskInstance, cohort, connection, run
+from operators.helpers import PROJECT, RefusingStore, Store, TaskInstance, cohort, connection, run
 
 from airflow_provider_healthex.client import pacing, retries
 from airflow_provider_healthex.exceptions import (
     HealthExAuthenticationError,
     HealthExConfigurationError,
+    HealthExConnectionError,
     HealthExError,
     HealthExTokenError,
 )
@@ -137,7 +138,7 @@ def test_a_mixed_cohort_says_who_is_what_also_when_it_fails(healthex_sandbox, st
     error, result = failing(mixed(healthex_sandbox, max_failures=0), store and store())
     check_mixed(result, healthex_sandbox)
     assert "1 of 5 patients failed, more than max_failures=0 allows (0)" in str(error)
-    assert "1 HealthExNotFoundError; patient-unknown" in str(error)
+    assert "1 HealthExNotFoundError; 'patient-unknown'" in str(error)
 
 
 def test_a_retry_of_a_mixed_cohort_asks_nobody_again(healthex_sandbox):
@@ -151,8 +152,8 @@ def test_a_retry_of_a_mixed_cohort_asks_nobody_again(healthex_sandbox):
 def test_progress_and_partial_updates_are_in_the_log(healthex_sandbox, task_log):
     run(cohort([patients.IN_PROGRESS, patients.PARTIAL, patients.CONSENT_EXPIRED]))
     log = task_log()
-    assert "3 of 3 requested: 2 in progress, 1 need patient action, 0 failed" in log
-    assert "1 partial updates" in log
+    assert "3 of 3 requested: 2 in progress, 1 needs patient action, 0 failed" in log
+    assert "Partial updates: 1" in log
 
 
 def test_403_ends_it(healthex_sandbox):
@@ -439,6 +440,16 @@ def break_at(task, count, error, monkeypatch):
     monkeypatch.setattr(task.hook, "update_patients_data", breaking)
 
 
+def test_a_connection_that_airflow_cannot_read_now_is_left_to_airflows_retry(service, monkeypatch):
+    def secrets_backend_fails(*args):
+        raise RuntimeError("away")
+
+    monkeypatch.setattr("airflow_provider_healthex.hooks.connection.DELAYS", ())
+    monkeypatch.setattr("airflow_provider_healthex.hooks.connection.BaseHook.get_connection", secrets_backend_fails)
+    failing(cohort(["a"]), error=HealthExConnectionError)
+    assert service.received == []
+
+
 def test_401_ends_it_and_with_a_store_a_retry_goes_on_once_the_token_is_mended(service):
     store = Store()
     service.answers_each(lambda request: status(401) if request.patient_id >= "patient-0050" else None)
@@ -494,21 +505,13 @@ def test_what_is_kept_holds_no_token_and_no_external_id(service):
 # A store that is away
 
 
-class Away(Store):
-    """The state store of an API server that fails while the patients in `until` are requested."""
-
-    def __init__(self, service, after):
-        super().__init__()
-        self.service, self.after, self.away = service, after, True
-
-    def set(self, key, value, **arguments):
-        if self.away and len(self.service.received) >= self.after:
-            raise RuntimeError("the API server answered 500")
-        super().set(key, value, **arguments)
+def refusing_after(service, requests):
+    """A state store that refuses writes once so many requests were sent."""
+    return RefusingStore(lambda store: len(service.received) >= requests)
 
 
 def test_answers_that_cannot_be_kept_fail_nothing_once_all_were_requested(service, task_log):
-    result = run(cohort(ids(6)), Away(service, 6))
+    result = run(cohort(ids(6)), refusing_after(service, 6))
     assert who(result)["in_progress"] == ids(6)
     assert all("ambiguous" not in entry for entry in result["in_progress"])
     log = task_log()
@@ -517,7 +520,7 @@ def test_answers_that_cannot_be_kept_fail_nothing_once_all_were_requested(servic
 
 
 def test_without_a_store_no_more_are_requested_and_no_answer_is_thrown_away(service, task_log):
-    store = Away(service, 10)
+    store = refusing_after(service, 10)
     service.answers(slowly(0.05))
     error, result = failing(cohort(ids(40), max_concurrency=4), store, error=StateStoreError, match="not requested")
     assert not isinstance(error, AirflowFailException)
@@ -527,13 +530,13 @@ def test_without_a_store_no_more_are_requested_and_no_answer_is_thrown_away(serv
     assert len(result["not_asked"]) == 40 - len(asked)
     assert asked.total() == len(asked) < 20
     assert "A retry would take these updates for ambiguous" in task_log()
-    store.away = False
+    store.refuses = lambda store: False
     assert len(run(cohort(ids(40)), store)["in_progress"]) == 40
     assert set(service.asked().values()) == {1}
 
 
 def test_an_intent_that_cannot_be_kept_stops_a_superseded_try(service):
-    failing(cohort(ids(6)), Away(service, 0), error=StateStoreError)
+    failing(cohort(ids(6)), refusing_after(service, 0), error=StateStoreError)
     assert service.received == []
 
 
@@ -578,7 +581,7 @@ def check_resumed(service, result, choice, in_flight):
 def kill_9(service, folder, patient_ids, when):
     """Start a worker's process, and kill it in the middle."""
     worker = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("cohorts.py"), folder, json.dumps(patient_ids), "8"],
+        [sys.executable, Path(__file__).with_name("helpers.py"), folder, json.dumps(patient_ids), "8"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     deadline = time.monotonic() + 60

@@ -7,7 +7,7 @@ import time
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from client.loopback import Service, make_jwt, says, status
-from operators.cohorts import connection
+from operators.helpers import connection
 
 from airflow_provider_healthex.client import pacing
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExRateLimitError
@@ -50,7 +50,9 @@ def test_days_are_counted_from_now_and_no_end_is_no_reason_to_leave_out(service,
     service.answers(says([consent("c", 10.01), consent("b", 9.99), consent("a"), consent("ended", -1)]))
     assert listed(min_days_left=10) == ["a", "c"]
     assert listed() == ["a", "b", "c"]
-    assert "4 patients have consented; 2 are left out" in task_log()
+    assert (
+        "2 of 4 consented patients listed. Consent ends within 10 days, left out: 2. No end reported: 1" in task_log()
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_more_chunks_than_airflow_maps_over_are_warned_of(service, task_log):
     assert len(listed(chunk_size=3)) == 1000
     assert "chunk_size" not in task_log()
     assert len(listed(chunk_size=2)) == 1500
-    assert "1500 chunks are more than the 1024 Airflow maps over: set chunk_size to 3 or more" in task_log()
+    assert "Too many chunks: 1500, and Airflow maps over at most 1024. Set chunk_size to 3 or more" in task_log()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException
+from operators.helpers import RefusingStore, Store
 from support import context_of
 
 from airflow_provider_healthex.exceptions import (
@@ -40,42 +41,14 @@ REASONS = {
 }
 
 
-class Store:
-    """The task's state store, which Airflow 3.3 has; its place in a real Airflow is tested end to end."""
-
-    def __init__(self):
-        self.values = {}
-
-    def get(self, key, default=None):
-        return json.loads(self.values[key]) if key in self.values else default
-
-    def set(self, key, value, *, retention=None):
-        assert value is not None
-        self.values[key] = json.dumps(value)
-
-
-class AwayAfter(Store):
-    """A state store that takes so many writes and no more."""
-
-    def __init__(self, writes):
-        super().__init__()
-        self.writes = writes
-
-    def set(self, key, value, **arguments):
-        self.writes -= 1
-        if self.writes < 0:
-            raise RuntimeError("the API server answered 500")
-        super().set(key, value, **arguments)
-
-
 def operator(patient_id=patients.IN_PROGRESS, **arguments):
     return HealthExUpdatePatientOperator(task_id="refresh", patient_id=patient_id, **arguments)
 
 
-def lost_since(baseline, project_id=None):
-    """What a try that was killed while asking leaves in the store."""
-    subject = [project_id, patients.IN_PROGRESS]
-    return {"series": [0, 0], "subject": subject, "requested_at": baseline, "answer": None}
+def intent(requested_at, project_id=None):
+    """What a try that was killed during its request leaves in the store."""
+    request = [project_id, patients.IN_PROGRESS]
+    return {"series": [0, 0], "request": request, "requested_at": requested_at, "answer": None}
 
 
 def run(task, store=None, max_tries=0, clears=None):
@@ -275,7 +248,7 @@ class TestDurable:
         killed_at = self.kill_while_asking(task, store, monkeypatch)
         again = operator(on_ambiguous=choice)
         if choice == "fail":
-            with pytest.raises(AirflowFailException, match="before an answer was kept"):
+            with pytest.raises(AirflowFailException, match="before an answer was stored"):
                 run(again, store)
         else:
             answer = run(again, store)
@@ -286,13 +259,13 @@ class TestDurable:
     def test_a_repeated_ambiguous_update_keeps_the_earlier_baseline(self, healthex_sandbox):
         store = Store()
         early = "2026-01-01T00:00:00+00:00"
-        store.set("healthex_update", lost_since(early))
+        store.set("healthex_update", intent(early))
         assert run(operator(on_ambiguous="retry"), store)["requested_at"] == early
 
     def test_a_refused_repetition_of_an_ambiguous_update_keeps_it_ambiguous(self, healthex_sandbox):
         store = Store()
         early = "2026-01-01T00:00:00+00:00"
-        store.set("healthex_update", lost_since(early))
+        store.set("healthex_update", intent(early))
         healthex_sandbox.faults.add("update", 429, retry_after=3600)
         with pytest.raises(HealthExRateLimitError):
             run(operator(on_ambiguous="retry"), store)
@@ -334,7 +307,7 @@ class TestDurable:
 
     @pytest.mark.parametrize("writes", [1, 0])
     def test_a_store_that_is_away(self, healthex_sandbox, writes, task_log):
-        store = AwayAfter(writes)
+        store = RefusingStore.after(writes)
         if writes:
             answer = run(operator(), store)
             assert answer["message"] == "IN_PROGRESS_NO_ACTION_NEEDED"
@@ -347,10 +320,10 @@ class TestDurable:
 
     def test_a_store_that_is_away_hides_no_rejection(self, healthex_sandbox):
         with pytest.raises(AirflowFailException, match="404"):
-            run(operator(patients.UNKNOWN), AwayAfter(1))
+            run(operator(patients.UNKNOWN), RefusingStore.after(1))
         healthex_sandbox.faults.add("update", "cut")
         with pytest.raises(AirflowFailException) as caught:
-            run(operator(), AwayAfter(1))
+            run(operator(), RefusingStore.after(1))
         assert isinstance(caught.value.__cause__, HealthExUpdateAmbiguousError)
 
     def test_a_try_killed_while_it_waits_to_retry_a_rejection_was_not_requested(self, healthex_sandbox, monkeypatch):
@@ -378,7 +351,7 @@ class TestDurable:
     def test_what_was_asked_is_told_though_the_token_has_ended(self, healthex_sandbox, monkeypatch):
         store = Store()
         early = "2026-01-01T00:00:00+00:00"
-        store.set("healthex_update", lost_since(early, healthex_sandbox.project_id))
+        store.set("healthex_update", intent(early, healthex_sandbox.project_id))
         token = healthex_sandbox.token(expires_in=-120)
         connection = {"conn_type": "healthex", "host": healthex_sandbox.api_url, "password": token}
         monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", json.dumps(connection))

@@ -1,38 +1,25 @@
-"""What a try knows of the earlier ones, wherever they ended, and whether it is their retry."""
+"""The journal: what a retry reads of earlier tries, wherever they ended, and how it is told from a clear."""
 
 from __future__ import annotations
 
 from datetime import datetime, timezone
 
 import pytest
-from operators.cohorts import Store
+from operators.helpers import RefusingStore, Store
 
 from airflow_provider_healthex.operators.journal import Attempt, CohortJournal, StateStoreError, UpdateJournal
-from airflow_provider_healthex.operators.outcomes import Outcome
+from airflow_provider_healthex.operators.outcomes import PatientOutcome
 
-SINCE = datetime(2026, 11, 22, 17, 40, 5, tzinfo=timezone.utc)
+REQUESTED_AT = "2026-11-22T17:40:05+00:00"
 CLEARED = Attempt(max_tries=1, clear_number=1, try_number=2)
 
 
-def started(patient_id):
-    return Outcome(patient_id, "in_progress", requested_at=SINCE)
+def accepted(patient_id):
+    return PatientOutcome(patient_id, "accepted", requested_at=REQUESTED_AT)
 
 
 def read(store, attempt=Attempt()):  # noqa: B008
     return {name: outcome.kind for name, outcome in CohortJournal(store, attempt).outcomes.items()}
-
-
-class Away(Store):
-    """A state store that takes no write from the n-th on."""
-
-    def __init__(self, first=1):
-        super().__init__()
-        self.first = first
-
-    def set(self, key, value, **arguments):
-        if self.sets + 1 >= self.first:
-            raise RuntimeError("the API server answered 500")
-        super().set(key, value, **arguments)
 
 
 # A retry or a clear. Each try: (max_tries, clear_number, retries, try_number), as Airflow 3.3.2 has them.
@@ -62,9 +49,9 @@ class TestARetryAndAClear:
         for each in tries:
             journal = UpdateJournal(store, Attempt(*each), ["project", "a"])
             if journal.answer is None:
-                assert journal.may_have_started_at is None
-                journal.begin()
-                journal.end({"number": count})
+                assert journal.ambiguous_since is None
+                journal.checkpoint(["a"])
+                journal.record_answer({"number": count})
                 count += 1
         assert count == requested
 
@@ -72,8 +59,8 @@ class TestARetryAndAClear:
         store, count = Store(), 0
         for each in tries:
             journal = UpdateJournal(store, Attempt(*each), ["project", "a"])
-            if journal.may_have_started_at is None:
-                journal.begin()
+            if journal.ambiguous_since is None:
+                journal.checkpoint(["a"])
                 count += 1
         assert count == requested
 
@@ -83,7 +70,7 @@ class TestARetryAndAClear:
             journal = CohortJournal(store, Attempt(*each))
             if "a" not in journal.outcomes:
                 journal.checkpoint(["a"])
-                journal.note(started("a"))
+                journal.record(accepted("a"))
                 count += 1
             journal.checkpoint([f"b{number}"])  # each try leaves pages of its own
         assert count == requested
@@ -91,7 +78,7 @@ class TestARetryAndAClear:
 
 def test_a_clear_of_the_run_within_a_series_is_known():
     store = Store()
-    UpdateJournal(store, Attempt(2, 0, 2, 1), ["p", "a"]).begin()
+    UpdateJournal(store, Attempt(2, 0, 2, 1), ["p", "a"]).checkpoint(["a"])
     assert not UpdateJournal(store, Attempt(2, 0, 2, 2), ["p", "a"]).run_was_cleared
     assert UpdateJournal(store, Attempt(2, 1, 2, 2), ["p", "a"]).run_was_cleared
     CohortJournal(store, Attempt(2, 0, 2, 1)).checkpoint(["a"])
@@ -116,9 +103,9 @@ def test_a_patient_in_flight_without_an_outcome_is_ambiguous():
     journal = CohortJournal(store)
     journal.checkpoint(["a", "b"])
     assert read(store) == {"a": "ambiguous", "b": "ambiguous"}
-    journal.note(started("a"))
+    journal.record(accepted("a"))
     journal.checkpoint(["b", "c"])
-    assert read(store) == {"a": "in_progress", "b": "ambiguous", "c": "ambiguous"}
+    assert read(store) == {"a": "accepted", "b": "ambiguous", "c": "ambiguous"}
 
 
 def test_a_patient_no_longer_in_flight_was_not_requested():
@@ -134,24 +121,24 @@ def test_a_patient_no_longer_in_flight_was_not_requested():
 def test_an_ambiguous_update_dates_from_when_it_was_about_to_be_sent():
     store, before = Store(), datetime.now(timezone.utc).replace(microsecond=0)
     CohortJournal(store).checkpoint(["a"])
-    assert before <= CohortJournal(store).may_have_started_at("a") <= datetime.now(timezone.utc)
+    assert before <= datetime.fromisoformat(CohortJournal(store).ambiguous_since("a")) <= datetime.now(timezone.utc)
 
 
 @pytest.mark.parametrize(
     "outcome",
     [
-        started("a"),
-        Outcome("a", "needs_patient", reason="CONSENT_EXPIRED"),
-        Outcome("a", "ambiguous", requested_at=SINCE, status_code=500),
-        Outcome("a", "failed", status_code=429, error="HealthExRateLimitError", again=True),
-        Outcome("a", "not_requested"),
+        accepted("a"),
+        PatientOutcome("a", "needs_patient_action", reason="CONSENT_EXPIRED"),
+        PatientOutcome.ambiguous("a", REQUESTED_AT, status_code=500),
+        PatientOutcome("a", "failed", status_code=429, error="HealthExRateLimitError", retryable=True),
+        PatientOutcome("a", "not_requested"),
     ],
 )
 def test_an_outcome_is_read_as_it_was_noted(outcome):
     store = Store()
     journal = CohortJournal(store)
     journal.checkpoint(["a"])
-    journal.note(outcome)
+    journal.record(outcome)
     journal.checkpoint()
     assert CohortJournal(store).outcomes == {"a": outcome}
 
@@ -162,7 +149,7 @@ def test_outcomes_on_later_pages_close_what_earlier_ones_opened():
     everybody = [f"patient-{number}" for number in range(600)]
     journal.checkpoint(everybody[:2])
     for number, earlier in enumerate(everybody[:-2]):
-        journal.note(started(earlier))
+        journal.record(accepted(earlier))
         journal.checkpoint(everybody[number + 1 : number + 3])
     assert len(store.values) > 2
     kinds = read(store)
@@ -175,9 +162,9 @@ def test_each_try_goes_on_after_the_pages_of_the_last():
     for patient_id in "abc":
         journal = CohortJournal(store)
         journal.checkpoint([patient_id])
-        journal.note(started(patient_id))
+        journal.record(accepted(patient_id))
         journal.checkpoint()
-    assert read(store) == dict.fromkeys("abc", "in_progress")
+    assert read(store) == dict.fromkeys("abc", "accepted")
     assert len(store.values) == 3
 
 
@@ -185,17 +172,17 @@ def test_a_patient_who_is_ambiguous_twice_keeps_the_first_requested_at():
     store = Store()
     journal = CohortJournal(store)
     journal.checkpoint(["a"])
-    journal.note(Outcome("a", "ambiguous", requested_at=SINCE))
+    journal.record(PatientOutcome.ambiguous("a", REQUESTED_AT))
     journal.checkpoint()
     CohortJournal(store).checkpoint(["a"])
-    assert CohortJournal(store).may_have_started_at("a") == SINCE
+    assert CohortJournal(store).ambiguous_since("a") == REQUESTED_AT
 
 
 def test_a_failed_patient_in_flight_again_is_ambiguous():
     store = Store()
     journal = CohortJournal(store)
     journal.checkpoint(["a"])
-    journal.note(Outcome("a", "failed", error="HealthExRateLimitError", again=True))
+    journal.record(PatientOutcome("a", "failed", error="HealthExRateLimitError", retryable=True))
     journal.checkpoint()
     CohortJournal(store).checkpoint(["a"])
     assert read(store) == {"a": "ambiguous"}
@@ -224,35 +211,36 @@ def test_nothing_is_written_where_there_is_nothing_new():
 
 def test_an_intent_that_cannot_be_written_stops_the_request():
     with pytest.raises(StateStoreError, match="RuntimeError: the API server answered 500"):
-        UpdateJournal(Away()).begin()
-    journal = CohortJournal(Away())
+        UpdateJournal(RefusingStore.after(0)).checkpoint(["a"])
+    journal = CohortJournal(RefusingStore.after(0))
     with pytest.raises(StateStoreError):
         journal.checkpoint(["a"])
-    assert journal.unanswered == ()
+    journal.break_off()
+    assert journal.outcomes == {}
 
 
 def test_an_answer_that_cannot_be_written_fails_nothing(caplog):
-    journal = UpdateJournal(Away(2))
-    journal.begin()
-    journal.end({"requested_at": "2026-01-01T00:00:00+00:00"})
-    assert "took no write" in caplog.text
+    journal = UpdateJournal(RefusingStore.after(1))
+    journal.checkpoint(["a"])
+    journal.record_answer({"requested_at": "2026-01-01T00:00:00+00:00"})
+    assert "refused a write" in caplog.text
 
 
 def test_outcomes_that_cannot_be_written_are_logged(caplog):
-    journal = CohortJournal(Away(2))
+    journal = CohortJournal(RefusingStore.after(1))
     journal.checkpoint(["a"])
-    journal.note(started("a"))
-    journal.keep()
-    assert '{"a": {"kind": "in_progress", "requested_at": "2026-11-22T17:40:05+00:00"}}' in caplog.text
+    journal.record(accepted("a"))
+    journal.flush()
+    assert '{"a": {"kind": "accepted", "requested_at": "2026-11-22T17:40:05+00:00"}}' in caplog.text
 
 
 def test_outcomes_are_written_once_the_store_is_back():
-    store = Away(2)
+    store = RefusingStore.after(1)
     journal = CohortJournal(store)
     journal.checkpoint(["a"])
-    journal.note(started("a"))
+    journal.record(accepted("a"))
     with pytest.raises(StateStoreError):
         journal.checkpoint(["b"])
-    store.first = 99
-    journal.keep()
-    assert read(store) == {"a": "in_progress"}
+    store.refuses = lambda store: False
+    journal.flush()
+    assert read(store) == {"a": "accepted"}

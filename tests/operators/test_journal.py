@@ -36,14 +36,14 @@ TRIES = {
     "another task cleared before a retry": ([(2, 0, 2, 1), (2, 1, 2, 2)], 1),
     "another task cleared twice, retries between": ([(3, 0, 3, 1), (3, 1, 3, 2), (3, 2, 3, 3)], 1),
     "another task cleared, then this one": ([(2, 0, 2, 1), (2, 1, 2, 2), (4, 2, 2, 3)], 2),
-    # What remains:
+    # Not covered:
     "cleared while running, its old count left": ([(2, 0, 2, 1), (2, 1, 2, 2)], 1),
     "retries 2 to 1 and another task cleared before a retry": ([(2, 0, 2, 1), (2, 1, 1, 2)], 2),
 }
 
 
 @pytest.mark.parametrize(("tries", "requested"), TRIES.values(), ids=TRIES.keys())
-class TestARetryAndAClear:
+class TestRetryAndClear:
     def test_one_patient_is_requested_once_a_series(self, tries, requested):
         store, count = Store(), 0
         for each in tries:
@@ -55,7 +55,7 @@ class TestARetryAndAClear:
                 count += 1
         assert count == requested
 
-    def test_an_ambiguous_patient_is_known_within_a_series(self, tries, requested):
+    def test_an_ambiguous_patient_stays_ambiguous_within_a_series(self, tries, requested):
         store, count = Store(), 0
         for each in tries:
             journal = UpdateJournal(store, Attempt(*each), ["project", "a"])
@@ -76,7 +76,7 @@ class TestARetryAndAClear:
         assert count == requested
 
 
-def test_a_clear_of_the_run_within_a_series_is_known():
+def test_a_clear_of_another_task_within_a_series_is_reported():
     store = Store()
     UpdateJournal(store, Attempt(2, 0, 2, 1), ["p", "a"]).checkpoint(["a"])
     assert not UpdateJournal(store, Attempt(2, 0, 2, 2), ["p", "a"]).run_was_cleared
@@ -86,7 +86,7 @@ def test_a_clear_of_the_run_within_a_series_is_known():
     assert CohortJournal(store, Attempt(2, 1, 2, 2)).run_was_cleared
 
 
-def test_another_series_sees_nothing_of_this_one_even_with_fewer_pages():
+def test_another_series_reads_no_page_of_an_older_one_even_with_fewer_pages():
     store = Store()
     for patient_id in "abc":
         CohortJournal(store).checkpoint([patient_id])
@@ -95,7 +95,7 @@ def test_another_series_sees_nothing_of_this_one_even_with_fewer_pages():
     assert read(store, CLEARED) == {"d": "ambiguous"}
 
 
-# What is kept of a cohort
+# What a retry reads of a cohort
 
 
 def test_a_patient_in_flight_without_an_outcome_is_ambiguous():
@@ -118,7 +118,7 @@ def test_a_patient_no_longer_in_flight_was_not_requested():
     assert read(store) == {"a": "ambiguous", "b": "ambiguous"}
 
 
-def test_an_ambiguous_update_dates_from_when_it_was_about_to_be_sent():
+def test_the_requested_at_of_an_open_patient_is_the_moment_of_the_write():
     store, before = Store(), datetime.now(timezone.utc).replace(microsecond=0)
     CohortJournal(store).checkpoint(["a"])
     assert before <= datetime.fromisoformat(CohortJournal(store).ambiguous_since("a")) <= datetime.now(timezone.utc)
@@ -134,7 +134,7 @@ def test_an_ambiguous_update_dates_from_when_it_was_about_to_be_sent():
         PatientOutcome("a", "not_requested"),
     ],
 )
-def test_an_outcome_is_read_as_it_was_noted(outcome):
+def test_an_outcome_is_read_as_it_was_written(outcome):
     store = Store()
     journal = CohortJournal(store)
     journal.checkpoint(["a"])
@@ -146,18 +146,18 @@ def test_an_outcome_is_read_as_it_was_noted(outcome):
 def test_outcomes_on_later_pages_close_what_earlier_ones_opened():
     store = Store()
     journal = CohortJournal(store)
-    everybody = [f"patient-{number}" for number in range(600)]
-    journal.checkpoint(everybody[:2])
-    for number, earlier in enumerate(everybody[:-2]):
+    cohort = [f"patient-{number}" for number in range(600)]
+    journal.checkpoint(cohort[:2])
+    for number, earlier in enumerate(cohort[:-2]):
         journal.record(accepted(earlier))
-        journal.checkpoint(everybody[number + 1 : number + 3])
+        journal.checkpoint(cohort[number + 1 : number + 3])
     assert len(store.values) > 2
     kinds = read(store)
-    assert [name for name, kind in kinds.items() if kind == "ambiguous"] == everybody[-2:]
+    assert [name for name, kind in kinds.items() if kind == "ambiguous"] == cohort[-2:]
     assert len(kinds) == 600
 
 
-def test_each_try_goes_on_after_the_pages_of_the_last():
+def test_each_try_writes_after_the_pages_of_earlier_tries():
     store = Store()
     for patient_id in "abc":
         journal = CohortJournal(store)
@@ -188,7 +188,7 @@ def test_a_failed_patient_in_flight_again_is_ambiguous():
     assert read(store) == {"a": "ambiguous"}
 
 
-def test_a_rejected_repetition_leaves_an_ambiguous_patient_ambiguous():
+def test_an_ambiguous_patient_whose_retry_is_rejected_stays_ambiguous():
     store = Store()
     CohortJournal(store).checkpoint(["a"])
     again = CohortJournal(store)
@@ -197,7 +197,7 @@ def test_a_rejected_repetition_leaves_an_ambiguous_patient_ambiguous():
     assert read(store) == {"a": "ambiguous", "b": "not_requested"}
 
 
-def test_nothing_is_written_where_there_is_nothing_new():
+def test_a_checkpoint_without_news_writes_nothing():
     store = Store()
     journal = CohortJournal(store)
     journal.checkpoint()
@@ -206,10 +206,10 @@ def test_nothing_is_written_where_there_is_nothing_new():
     assert store.sets == 1
 
 
-# Where the store takes no write
+# A store that refuses writes
 
 
-def test_an_intent_that_cannot_be_written_stops_the_request():
+def test_a_refused_intent_raises():
     with pytest.raises(StateStoreError, match="RuntimeError: the API server answered 500"):
         UpdateJournal(RefusingStore.after(0)).checkpoint(["a"])
     journal = CohortJournal(RefusingStore.after(0))
@@ -219,14 +219,14 @@ def test_an_intent_that_cannot_be_written_stops_the_request():
     assert journal.outcomes == {}
 
 
-def test_an_answer_that_cannot_be_written_fails_nothing(caplog):
+def test_a_refused_answer_is_logged_and_raises_nothing(caplog):
     journal = UpdateJournal(RefusingStore.after(1))
     journal.checkpoint(["a"])
     journal.record_answer({"requested_at": "2026-01-01T00:00:00+00:00"})
     assert "refused a write" in caplog.text
 
 
-def test_outcomes_that_cannot_be_written_are_logged(caplog):
+def test_refused_outcomes_are_logged(caplog):
     journal = CohortJournal(RefusingStore.after(1))
     journal.checkpoint(["a"])
     journal.record(accepted("a"))
@@ -234,7 +234,7 @@ def test_outcomes_that_cannot_be_written_are_logged(caplog):
     assert '{"a": {"kind": "accepted", "requested_at": "2026-11-22T17:40:05+00:00"}}' in caplog.text
 
 
-def test_outcomes_are_written_once_the_store_is_back():
+def test_outcomes_are_written_once_the_store_accepts_writes_again():
     store = RefusingStore.after(1)
     journal = CohortJournal(store)
     journal.checkpoint(["a"])

@@ -31,7 +31,7 @@ from airflow_provider_healthex.operators.base import (
     is_retryable,
     optional_flag,
 )
-from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, CohortJournal, StateStoreError
+from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, Journal, StateStoreError
 from airflow_provider_healthex.operators.outcomes import PatientOutcome, Summary, some_ids
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ PROGRESS_INTERVAL = 10.0
 FAILURES_LOGGED = 20
 
 #: Errors that every patient would get: the connection or its user has to be corrected.
-_ERRORS_OF_THE_CONNECTION = (
+_CONNECTION_ERRORS = (
     HealthExAuthenticationError,
     HealthExPermissionError,
     HealthExTokenError,
@@ -157,7 +157,7 @@ class _Try:
         self.context = context
         self.external_ids = external_ids
         self.project_id = project_id
-        self.journal = CohortJournal.open(context) if task.durable else CohortJournal()
+        self.journal = Journal.open(context, task.project_id, durable=task.durable)
         self.organization_id: str | None = None
         self.connection_error: HealthExError | None = None
         self.partial_updates = 0
@@ -216,7 +216,7 @@ class _Try:
             self._log_progress()
 
     def _record_failure(self, error: HealthExError) -> None:
-        if isinstance(error, _ERRORS_OF_THE_CONNECTION):
+        if isinstance(error, _CONNECTION_ERRORS):
             self.connection_error = self.connection_error or error
         self.failures_logged += 1
         if self.failures_logged <= FAILURES_LOGGED:
@@ -318,9 +318,7 @@ class _Try:
 
 def check_max_failures(max_failures: object) -> float:
     """Return how many may fail: an int is a count, a float below 1 a fraction."""
-    if type(max_failures) is int and max_failures >= 0:
-        return max_failures
-    if isinstance(max_failures, float) and 0 <= max_failures < 1:
+    if (type(max_failures) is int and max_failures >= 0) or (type(max_failures) is float and 0 <= max_failures < 1):
         return max_failures
     raise HealthExConfigurationError(
         f"max_failures must be a count (int) or a fraction below 1 (float), such as 0.05 (got {max_failures!r})"

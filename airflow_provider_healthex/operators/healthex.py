@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from airflow_provider_healthex.arguments import boolean, one_of
 from airflow_provider_healthex.client import IN_PROGRESS, PatientUpdate
 from airflow_provider_healthex.client.calls import identifier
+from airflow_provider_healthex.client.models import whole_seconds
 from airflow_provider_healthex.client.reasons import patient_action_needed
 from airflow_provider_healthex.exceptions import HealthExError, HealthExUpdateAmbiguousError
 from airflow_provider_healthex.hooks.healthex import HealthExHook
@@ -24,7 +26,8 @@ from airflow_provider_healthex.operators.base import (
 )
 from airflow_provider_healthex.operators.cohort import HealthExUpdateCohortOperator
 from airflow_provider_healthex.operators.consents import HealthExListConsentedPatientsOperator
-from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, UpdateJournal
+from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, Journal
+from airflow_provider_healthex.operators.outcomes import PatientOutcome
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -115,29 +118,31 @@ class HealthExUpdatePatientOperator(HealthExOperator):
     def _answer(self, context: Context) -> dict[str, Any]:
         patient_id = identifier("patient_id", self.patient_id)
         skip_interactive = optional_flag("skip_interactive", self.skip_interactive)
-        journal = UpdateJournal()
-        if self.durable:
-            journal = UpdateJournal.open(context, self.project_id, patient_id)
-        if journal.answer:
+        journal = Journal.open(context, self.project_id, durable=self.durable)
+        earlier = journal.outcome(patient_id)
+        if earlier.answer:
             self.log.info("Patient '%s' was requested by an earlier try of this task: returning its answer", patient_id)
             if journal.run_was_cleared:
                 self.log.warning("%s", IF_JUST_CLEARED)
-            return journal.answer
-        if journal.ambiguous_since and self.on_ambiguous != "retry":
-            requested_at = datetime.fromisoformat(journal.ambiguous_since)
+            answer: dict[str, Any] = json.loads(earlier.answer)
+            return answer
+        ambiguous_since = journal.ambiguous_since(patient_id)
+        if ambiguous_since and self.on_ambiguous != "retry":
+            requested_at = datetime.fromisoformat(ambiguous_since)
             error = HealthExUpdateAmbiguousError(
-                f"Patient '{patient_id}' may have been requested at {journal.ambiguous_since}: an earlier try of this "
-                "task stored that it was about to send the request, and ended before an answer was stored. "
+                f"Patient '{patient_id}' may have been requested at {ambiguous_since}: an earlier try of this task "
+                "stored that it was about to send the request, and ended before an answer was stored. "
                 + (IF_JUST_CLEARED if journal.run_was_cleared else "To request it again, clear this task."),
                 requested_at=requested_at,
             )
             return self._handle_ambiguous(error, requested_at)
         return self._request(journal, patient_id, skip_interactive)
 
-    def _request(self, journal: UpdateJournal, patient_id: str, skip_interactive: bool | None) -> dict[str, Any]:
+    def _request(self, journal: Journal, patient_id: str, skip_interactive: bool | None) -> dict[str, Any]:
         project_id = self.resolve_project_id()
         client = self.hook.get_conn()
         client.check_token()
+        ambiguous_since = journal.ambiguous_since(patient_id)
         self.log.info("Requesting an update of patient '%s'", patient_id)
         try:
             update = client.update_patient(
@@ -145,16 +150,19 @@ class HealthExUpdatePatientOperator(HealthExOperator):
             )
         except HealthExUpdateAmbiguousError as error:
             requested_at = error.requested_at or datetime.now(timezone.utc)
-            journal.record_ambiguous(requested_at)
+            journal.record(PatientOutcome.ambiguous(patient_id, ambiguous_since or whole_seconds(requested_at)))
+            journal.checkpoint()
             return self._handle_ambiguous(error, requested_at)
         except HealthExError:
             journal.checkpoint()
             raise
         answer = update.to_dict()
-        answer["requested_at"] = journal.ambiguous_since or answer["requested_at"]
+        answer["requested_at"] = ambiguous_since or answer["requested_at"]
+        text = json.dumps(answer)
         # Logged before it is stored: the answer must survive a store that fails, or the end of this process.
-        self.log.info("HealthEx answered for patient '%s': %s", patient_id, json.dumps(answer))
-        journal.record_answer(answer)
+        self.log.info("HealthEx answered for patient '%s': %s", patient_id, text)
+        journal.record(replace(PatientOutcome.of(update, ambiguous_since), answer=text))
+        journal.checkpoint()
         return answer
 
     def _handle_ambiguous(self, error: HealthExUpdateAmbiguousError, requested_at: datetime) -> dict[str, Any]:

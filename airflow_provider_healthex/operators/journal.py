@@ -82,75 +82,9 @@ class Attempt:
         return series[1] == self.clear_number or self.max_tries != self.retries + self.try_number - 1
 
 
-class UpdateJournal:
+class Journal:
     """
-    The request for one patient, over the task's automatic retries; kept nowhere without a state store.
-
-    A record of another series, or of another patient (a template may render anew), is ignored.
-
-    :param request: the project and the patient.
-    """
-
-    key = "healthex_update"
-
-    def __init__(self, store: Any = None, attempt: Attempt = Attempt(), request: Sequence[str | None] = ()) -> None:
-        self._store = store
-        self._series = attempt.start
-        self._request = list(request)
-        self._intended = False
-        #: The answer to an earlier try.
-        self.answer: dict[str, Any] | None = None
-        #: ``requested_at`` of the earliest try whose outcome is unknown.
-        self.ambiguous_since: str | None = None
-        #: Whether a task of the run, this one perhaps among them, was cleared since the series began.
-        self.run_was_cleared = False
-        record = store.get(self.key) if store is not None else None
-        if isinstance(record, dict) and record.get("request") == self._request and attempt.continues(record["series"]):
-            self._series = record["series"]
-            self.run_was_cleared = self._series != attempt.start
-            self.answer, self.ambiguous_since = record["answer"], record["requested_at"]
-
-    @classmethod
-    def open(cls, context: Context, *request: str | None) -> UpdateJournal:
-        """Return this task's journal of a project's patient; below Airflow 3.3 an empty one."""
-        return cls(context.get("task_state_store"), Attempt.of(context), request)
-
-    def checkpoint(self, in_flight: Sequence[str] = ()) -> None:
-        """
-        Write the intent just before a try is sent; without a patient in flight, withdraw it.
-
-        :raises StateStoreError: the intent could not be written.
-        """
-        if in_flight:
-            self._write(self.ambiguous_since or whole_seconds(datetime.now(timezone.utc)))
-            self._intended = True
-        elif self._intended:
-            self._try_to_write(self.ambiguous_since)
-            self._intended = False
-
-    def record_ambiguous(self, requested_at: datetime) -> None:
-        """Write that the outcome stays unknown, with the ``requested_at`` of the try."""
-        self._try_to_write(self.ambiguous_since or whole_seconds(requested_at))
-
-    def record_answer(self, answer: dict[str, Any]) -> None:
-        """Write the answer."""
-        self._try_to_write(self.ambiguous_since, answer)
-
-    def _try_to_write(self, requested_at: str | None, answer: dict[str, Any] | None = None) -> None:
-        try:
-            self._write(requested_at, answer)
-        except StateStoreError as error:
-            # The intent that the store has is safe: a retry takes this update for ambiguous.
-            log.warning("%s; an automatic retry would take this update for ambiguous", error)
-
-    def _write(self, requested_at: str | None, answer: dict[str, Any] | None = None) -> None:
-        record = {"series": self._series, "request": self._request, "requested_at": requested_at, "answer": answer}
-        _set(self._store, self.key, record)
-
-
-class CohortJournal:
-    """
-    The requests for many patients, over the task's automatic retries; kept nowhere without a state store.
+    A task's requests and their outcomes, over its automatic retries; kept nowhere without a state store.
 
     They are kept in pages, each a value of the store under a numbered key. A page has *outcomes*, and the *open*
     patients, who may be in flight without an outcome, each with the moment of that write.
@@ -163,13 +97,14 @@ class CohortJournal:
     3. The next try reads the pages in order: an outcome closes what was opened before it. A patient who is still open
        is *ambiguous*. The try writes to a page of its own, after the last.
     4. A clear by a person begins another series: its pages overwrite from the first on, and reading ends at the first
-       page of an older series.
+       page of an older series. The same for another project, to which a template may have rendered.
     """
 
-    key = "healthex_cohort_{}"
+    key = "healthex_journal_{}"
 
-    def __init__(self, store: Any = None, attempt: Attempt = Attempt()) -> None:
+    def __init__(self, store: Any = None, attempt: Attempt = Attempt(), project_id: str | None = None) -> None:
         self._store = store
+        self._project_id = project_id
         self._series = attempt.start
         self._page_number = 0
         self._page: dict[str, Any] = {}
@@ -186,9 +121,9 @@ class CohortJournal:
             self._read(attempt)
 
     @classmethod
-    def open(cls, context: Context) -> CohortJournal:
-        """Return this task's journal; below Airflow 3.3 an empty one."""
-        return cls(context.get("task_state_store"), Attempt.of(context))
+    def open(cls, context: Context, project_id: str | None, *, durable: bool) -> Journal:
+        """Return this task's journal; an empty one below Airflow 3.3, and where it isn't durable."""
+        return cls(context.get("task_state_store"), Attempt.of(context), project_id) if durable else cls()
 
     @property
     def is_kept(self) -> bool:
@@ -208,11 +143,15 @@ class CohortJournal:
         """
         Write what is known: the outcomes, and that these patients, and no others, may be in flight.
 
-        :raises StateStoreError: the store refused the write, or another try has taken this one's place.
+        :raises StateStoreError: the store refused the write, or another try has taken this one's place. Without a
+            patient in flight no request depends on the write, and this is logged instead.
         """
         for patient_id in set(self._open).difference(in_flight):
             # This try's request was not sent, or rejected: the outcome of an earlier one stays.
             self.record(self.outcome(patient_id))
+        if not in_flight:
+            self.flush()
+            return
         now = whole_seconds(datetime.now(timezone.utc))
         added = {each: self.ambiguous_since(each) or now for each in in_flight if each not in self._open}
         if added or self._unwritten:
@@ -243,7 +182,7 @@ class CohortJournal:
             log.warning("%s. A retry would take these updates for ambiguous, or not know them: %s", error, outcomes)
 
     def _write(self, in_flight: dict[str, str]) -> None:
-        page = {"series": self._series, "open": in_flight, "outcomes": self._page}
+        page = {"series": self._series, "project_id": self._project_id, "open": in_flight, "outcomes": self._page}
         _set(self._store, self.key.format(self._page_number), page)
         self._unwritten, self._in_doubt = {}, False
         if self._page_size > PAGE_SIZE:
@@ -253,6 +192,8 @@ class CohortJournal:
     def _read(self, attempt: Attempt) -> None:
         left_open: dict[str, str] = {}
         while isinstance(page := self._store.get(self.key.format(self._page_number)), dict):
+            if page.get("project_id") != self._project_id:
+                break
             if self._page_number == 0 and attempt.continues(page["series"]):
                 self._series = page["series"]
                 self.run_was_cleared = self._series != attempt.start

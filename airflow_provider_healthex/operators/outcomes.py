@@ -1,4 +1,4 @@
-"""The outcome of each patient of a cohort: what a retry does about it, and its form in logs and in the result."""
+"""The outcome of each patient: what a retry does about it, and a cohort's form of it in logs and in the result."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class PatientOutcome:
     :param status_code: of the error, where the service answered one.
     :param error: the error's class name.
     :param retryable: whether another request may help: not where HealthEx rejected this patient.
+    :param answer: HealthEx's answer as JSON text, where a retry returns it.
     """
 
     patient_id: str
@@ -44,6 +45,7 @@ class PatientOutcome:
     status_code: int | None = None
     error: str | None = None
     retryable: bool = False
+    answer: str | None = None
 
     @classmethod
     def of(cls, answer: PatientUpdate | PatientUpdateFailure, ambiguous_since: str | None) -> PatientOutcome:

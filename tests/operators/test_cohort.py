@@ -368,7 +368,7 @@ def test_an_ambiguous_update_that_is_retried_keeps_its_requested_at_and_stays_am
     store = Store()
     early = "2026-01-01T00:00:00+00:00"
     record = {"series": [0, 0], "open": {"patient-0000": early, "patient-0001": early}, "outcomes": {}}
-    store.set("healthex_cohort_0", record)
+    store.set("healthex_journal_0", record)
     service.answers_each(replies(patient_0001=status(404)))
     result = run(cohort(ids(3), on_ambiguous="retry", max_failures=1), store)
     assert result["in_progress"][0] == {"patient_id": "patient-0000", "requested_at": early}
@@ -516,7 +516,7 @@ def test_a_refused_write_after_the_last_request_fails_nothing(service, task_log)
     assert all("ambiguous" not in entry for entry in result["in_progress"])
     log = task_log()
     assert "the API server answered 500" in log
-    assert "after all patients were requested" in log
+    assert "A retry would take these updates for ambiguous" in log
 
 
 def test_after_a_refused_write_no_more_patients_are_requested_and_every_answer_is_in_the_result(service, task_log):
@@ -620,7 +620,7 @@ def test_after_kill_9_patients_that_waited_for_a_retry_are_not_ambiguous(service
     store = Store(tmp_path)
 
     def all_wait():
-        return len(service.received) >= 8 and store.get("healthex_cohort_0")["open"] == {}
+        return len(service.received) >= 8 and store.get("healthex_journal_0")["open"] == {}
 
     assert len(kill_9(service, tmp_path, ids(10), all_wait)) >= 8
     service.answers(says(STARTED))

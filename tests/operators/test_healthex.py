@@ -27,7 +27,7 @@ from airflow_provider_healthex.exceptions import (
     HealthExUpdateAmbiguousError,
 )
 from airflow_provider_healthex.operators.healthex import HealthExUpdatePatientOperator
-from airflow_provider_healthex.operators.journal import StateStoreError
+from airflow_provider_healthex.operators.journal import Journal, StateStoreError
 from airflow_provider_healthex.sandbox import patients
 
 REASONS = {
@@ -47,8 +47,7 @@ def operator(patient_id=patients.IN_PROGRESS, **arguments):
 
 def intent(requested_at, project_id=None):
     """What a try that was killed during its request leaves in the store."""
-    request = [project_id, patients.IN_PROGRESS]
-    return {"series": [0, 0], "request": request, "requested_at": requested_at, "answer": None}
+    return {"series": [0, 0], "project_id": project_id, "open": {patients.IN_PROGRESS: requested_at}, "outcomes": {}}
 
 
 def run(task, store=None, max_tries=0, clears=None):
@@ -259,17 +258,17 @@ class TestDurable:
     def test_a_retried_ambiguous_update_keeps_its_requested_at(self, healthex_sandbox):
         store = Store()
         early = "2026-01-01T00:00:00+00:00"
-        store.set("healthex_update", intent(early))
+        store.set("healthex_journal_0", intent(early))
         assert run(operator(on_ambiguous="retry"), store)["requested_at"] == early
 
     def test_an_ambiguous_update_whose_retry_is_rejected_stays_ambiguous(self, healthex_sandbox):
         store = Store()
         early = "2026-01-01T00:00:00+00:00"
-        store.set("healthex_update", intent(early))
+        store.set("healthex_journal_0", intent(early))
         healthex_sandbox.faults.add("update", 429, retry_after=3600)
         with pytest.raises(HealthExRateLimitError):
             run(operator(on_ambiguous="retry"), store)
-        assert store.get("healthex_update")["requested_at"] == early
+        assert Journal(store).ambiguous_since(patients.IN_PROGRESS) == early
 
     def test_a_retry_requests_again_after_a_rejection(self, healthex_sandbox):
         store = Store()
@@ -349,7 +348,7 @@ class TestDurable:
     def test_an_ambiguous_update_is_returned_also_with_an_expired_token(self, healthex_sandbox, monkeypatch):
         store = Store()
         early = "2026-01-01T00:00:00+00:00"
-        store.set("healthex_update", intent(early, healthex_sandbox.project_id))
+        store.set("healthex_journal_0", intent(early, healthex_sandbox.project_id))
         token = healthex_sandbox.token(expires_in=-120)
         connection = {"conn_type": "healthex", "host": healthex_sandbox.api_url, "password": token}
         monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", json.dumps(connection))
@@ -364,7 +363,7 @@ class TestDurable:
     def test_the_store_holds_no_token(self, healthex_sandbox):
         store = Store()
         run(operator(), store)
-        assert "eyJ" not in store.values["healthex_update"]
+        assert "eyJ" not in "".join(store.values.values())
 
     @staticmethod
     def kill_during_the_request(task, store, monkeypatch):

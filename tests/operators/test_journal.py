@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import pytest
 from operators.helpers import RefusingStore, Store
 
-from airflow_provider_healthex.operators.journal import Attempt, CohortJournal, StateStoreError, UpdateJournal
+from airflow_provider_healthex.operators.journal import Attempt, Journal, StateStoreError
 from airflow_provider_healthex.operators.outcomes import PatientOutcome
 
 REQUESTED_AT = "2026-11-22T17:40:05+00:00"
@@ -19,7 +19,7 @@ def accepted(patient_id):
 
 
 def read(store, attempt=Attempt()):  # noqa: B008
-    return {name: outcome.kind for name, outcome in CohortJournal(store, attempt).outcomes.items()}
+    return {name: outcome.kind for name, outcome in Journal(store, attempt).outcomes.items()}
 
 
 # A retry or a clear. Each try: (max_tries, clear_number, retries, try_number), as Airflow 3.3.2 has them.
@@ -44,30 +44,19 @@ TRIES = {
 
 @pytest.mark.parametrize(("tries", "requested"), TRIES.values(), ids=TRIES.keys())
 class TestRetryAndClear:
-    def test_one_patient_is_requested_once_a_series(self, tries, requested):
-        store, count = Store(), 0
-        for each in tries:
-            journal = UpdateJournal(store, Attempt(*each), ["project", "a"])
-            if journal.answer is None:
-                assert journal.ambiguous_since is None
-                journal.checkpoint(["a"])
-                journal.record_answer({"number": count})
-                count += 1
-        assert count == requested
-
     def test_an_ambiguous_patient_stays_ambiguous_within_a_series(self, tries, requested):
         store, count = Store(), 0
         for each in tries:
-            journal = UpdateJournal(store, Attempt(*each), ["project", "a"])
-            if journal.ambiguous_since is None:
+            journal = Journal(store, Attempt(*each))
+            if journal.ambiguous_since("a") is None:
                 journal.checkpoint(["a"])
                 count += 1
         assert count == requested
 
-    def test_a_cohort_is_requested_once_a_series(self, tries, requested):
+    def test_an_accepted_patient_is_requested_once_a_series(self, tries, requested):
         store, count = Store(), 0
         for number, each in enumerate(tries):
-            journal = CohortJournal(store, Attempt(*each))
+            journal = Journal(store, Attempt(*each))
             if "a" not in journal.outcomes:
                 journal.checkpoint(["a"])
                 journal.record(accepted("a"))
@@ -78,29 +67,35 @@ class TestRetryAndClear:
 
 def test_a_clear_of_another_task_within_a_series_is_reported():
     store = Store()
-    UpdateJournal(store, Attempt(2, 0, 2, 1), ["p", "a"]).checkpoint(["a"])
-    assert not UpdateJournal(store, Attempt(2, 0, 2, 2), ["p", "a"]).run_was_cleared
-    assert UpdateJournal(store, Attempt(2, 1, 2, 2), ["p", "a"]).run_was_cleared
-    CohortJournal(store, Attempt(2, 0, 2, 1)).checkpoint(["a"])
-    assert not CohortJournal(store, Attempt(2, 0, 2, 2)).run_was_cleared
-    assert CohortJournal(store, Attempt(2, 1, 2, 2)).run_was_cleared
+    Journal(store, Attempt(2, 0, 2, 1)).checkpoint(["a"])
+    assert not Journal(store, Attempt(2, 0, 2, 2)).run_was_cleared
+    assert Journal(store, Attempt(2, 1, 2, 2)).run_was_cleared
 
 
 def test_another_series_reads_no_page_of_an_older_one_even_with_fewer_pages():
     store = Store()
     for patient_id in "abc":
-        CohortJournal(store).checkpoint([patient_id])
+        Journal(store).checkpoint([patient_id])
     assert read(store, CLEARED) == {}
-    CohortJournal(store, CLEARED).checkpoint(["d"])
+    Journal(store, CLEARED).checkpoint(["d"])
     assert read(store, CLEARED) == {"d": "ambiguous"}
 
 
-# What a retry reads of a cohort
+def test_a_retry_for_another_project_reads_nothing_of_this_one():
+    store = Store()
+    for patient_id in "ab":
+        Journal(store, project_id="first").checkpoint([patient_id])
+    assert Journal(store, project_id="second").outcomes == {}
+    Journal(store, project_id="second").checkpoint(["c"])
+    assert list(Journal(store, project_id="second").outcomes) == ["c"]
+
+
+# What a retry reads
 
 
 def test_a_patient_in_flight_without_an_outcome_is_ambiguous():
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint(["a", "b"])
     assert read(store) == {"a": "ambiguous", "b": "ambiguous"}
     journal.record(accepted("a"))
@@ -110,7 +105,7 @@ def test_a_patient_in_flight_without_an_outcome_is_ambiguous():
 
 def test_a_patient_no_longer_in_flight_was_not_requested():
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint(["a", "b"])
     journal.checkpoint(["b"])
     assert read(store) == {"a": "not_requested", "b": "ambiguous"}
@@ -120,8 +115,8 @@ def test_a_patient_no_longer_in_flight_was_not_requested():
 
 def test_the_requested_at_of_an_open_patient_is_the_moment_of_the_write():
     store, before = Store(), datetime.now(timezone.utc).replace(microsecond=0)
-    CohortJournal(store).checkpoint(["a"])
-    assert before <= datetime.fromisoformat(CohortJournal(store).ambiguous_since("a")) <= datetime.now(timezone.utc)
+    Journal(store).checkpoint(["a"])
+    assert before <= datetime.fromisoformat(Journal(store).ambiguous_since("a")) <= datetime.now(timezone.utc)
 
 
 @pytest.mark.parametrize(
@@ -136,16 +131,16 @@ def test_the_requested_at_of_an_open_patient_is_the_moment_of_the_write():
 )
 def test_an_outcome_is_read_as_it_was_written(outcome):
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint(["a"])
     journal.record(outcome)
     journal.checkpoint()
-    assert CohortJournal(store).outcomes == {"a": outcome}
+    assert Journal(store).outcomes == {"a": outcome}
 
 
 def test_outcomes_on_later_pages_close_what_earlier_ones_opened():
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     cohort = [f"patient-{number}" for number in range(600)]
     journal.checkpoint(cohort[:2])
     for number, earlier in enumerate(cohort[:-2]):
@@ -160,7 +155,7 @@ def test_outcomes_on_later_pages_close_what_earlier_ones_opened():
 def test_each_try_writes_after_the_pages_of_earlier_tries():
     store = Store()
     for patient_id in "abc":
-        journal = CohortJournal(store)
+        journal = Journal(store)
         journal.checkpoint([patient_id])
         journal.record(accepted(patient_id))
         journal.checkpoint()
@@ -170,28 +165,28 @@ def test_each_try_writes_after_the_pages_of_earlier_tries():
 
 def test_a_patient_who_is_ambiguous_twice_keeps_the_first_requested_at():
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint(["a"])
     journal.record(PatientOutcome.ambiguous("a", REQUESTED_AT))
     journal.checkpoint()
-    CohortJournal(store).checkpoint(["a"])
-    assert CohortJournal(store).ambiguous_since("a") == REQUESTED_AT
+    Journal(store).checkpoint(["a"])
+    assert Journal(store).ambiguous_since("a") == REQUESTED_AT
 
 
 def test_a_failed_patient_in_flight_again_is_ambiguous():
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint(["a"])
     journal.record(PatientOutcome("a", "failed", error="HealthExRateLimitError", retryable=True))
     journal.checkpoint()
-    CohortJournal(store).checkpoint(["a"])
+    Journal(store).checkpoint(["a"])
     assert read(store) == {"a": "ambiguous"}
 
 
 def test_an_ambiguous_patient_whose_retry_is_rejected_stays_ambiguous():
     store = Store()
-    CohortJournal(store).checkpoint(["a"])
-    again = CohortJournal(store)
+    Journal(store).checkpoint(["a"])
+    again = Journal(store)
     again.checkpoint(["a", "b"])
     again.checkpoint()
     assert read(store) == {"a": "ambiguous", "b": "not_requested"}
@@ -199,7 +194,7 @@ def test_an_ambiguous_patient_whose_retry_is_rejected_stays_ambiguous():
 
 def test_a_checkpoint_without_news_writes_nothing():
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint()
     journal.checkpoint(["a"])
     journal.checkpoint(["a"])
@@ -210,33 +205,25 @@ def test_a_checkpoint_without_news_writes_nothing():
 
 
 def test_a_refused_intent_raises():
+    journal = Journal(RefusingStore.after(0))
     with pytest.raises(StateStoreError, match="RuntimeError: the API server answered 500"):
-        UpdateJournal(RefusingStore.after(0)).checkpoint(["a"])
-    journal = CohortJournal(RefusingStore.after(0))
-    with pytest.raises(StateStoreError):
         journal.checkpoint(["a"])
     journal.break_off()
     assert journal.outcomes == {}
 
 
-def test_a_refused_answer_is_logged_and_raises_nothing(caplog):
-    journal = UpdateJournal(RefusingStore.after(1))
-    journal.checkpoint(["a"])
-    journal.record_answer({"requested_at": "2026-01-01T00:00:00+00:00"})
-    assert "refused a write" in caplog.text
-
-
-def test_refused_outcomes_are_logged(caplog):
-    journal = CohortJournal(RefusingStore.after(1))
+def test_refused_outcomes_are_logged_and_raise_nothing_without_a_patient_in_flight(caplog):
+    journal = Journal(RefusingStore.after(1))
     journal.checkpoint(["a"])
     journal.record(accepted("a"))
-    journal.flush()
+    journal.checkpoint()
+    assert "refused a write" in caplog.text
     assert '{"a": {"kind": "accepted", "requested_at": "2026-11-22T17:40:05+00:00"}}' in caplog.text
 
 
 def test_outcomes_are_written_once_the_store_accepts_writes_again():
     store = RefusingStore.after(1)
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint(["a"])
     journal.record(accepted("a"))
     with pytest.raises(StateStoreError):

@@ -157,7 +157,7 @@ class _Try:
         self.context = context
         self.external_ids = external_ids
         self.project_id = project_id
-        self.journal = Journal.open(context, task.project_id, durable=task.durable)
+        self.journal = Journal.open(context, project_id, durable=task.durable)
         self.organization_id: str | None = None
         self.connection_error: HealthExError | None = None
         self.partial_updates = 0

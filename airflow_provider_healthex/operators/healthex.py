@@ -118,7 +118,8 @@ class HealthExUpdatePatientOperator(HealthExOperator):
     def _answer(self, context: Context) -> dict[str, Any]:
         patient_id = identifier("patient_id", self.patient_id)
         skip_interactive = optional_flag("skip_interactive", self.skip_interactive)
-        journal = Journal.open(context, self.project_id, durable=self.durable)
+        project_id = self.resolve_project_id()
+        journal = Journal.open(context, project_id, durable=self.durable)
         earlier = journal.outcome(patient_id)
         if earlier.answer:
             self.log.info("Patient '%s' was requested by an earlier try of this task: returning its answer", patient_id)
@@ -136,10 +137,11 @@ class HealthExUpdatePatientOperator(HealthExOperator):
                 requested_at=requested_at,
             )
             return self._handle_ambiguous(error, requested_at)
-        return self._request(journal, patient_id, skip_interactive)
+        return self._request(journal, project_id, patient_id, skip_interactive)
 
-    def _request(self, journal: Journal, patient_id: str, skip_interactive: bool | None) -> dict[str, Any]:
-        project_id = self.resolve_project_id()
+    def _request(
+        self, journal: Journal, project_id: str, patient_id: str, skip_interactive: bool | None
+    ) -> dict[str, Any]:
         client = self.hook.get_conn()
         client.check_token()
         ambiguous_since = journal.ambiguous_since(patient_id)

@@ -97,7 +97,7 @@ class Journal:
     3. The next try reads the pages in order: an outcome closes what was opened before it. A patient who is still open
        is *ambiguous*. The try writes to a page of its own, after the last.
     4. A clear by a person begins another series: its pages overwrite from the first on, and reading ends at the first
-       page of an older series. The same for another project, to which a template may have rendered.
+       page of an older series. The same for another project, where a template or the connection has changed.
     """
 
     key = "healthex_journal_{}"
@@ -168,7 +168,7 @@ class Journal:
         self._page_size += len(json.dumps([patient_id, record]))
 
     def break_off(self) -> None:
-        """Take the patients in flight as ambiguous: nobody waits for their answers. The store has them as open."""
+        """Take the patients in flight as ambiguous, as a retry would: their answers are not read any more."""
         for patient_id, requested_at in self._open.items():
             self.outcomes[patient_id] = PatientOutcome.ambiguous(patient_id, requested_at)
 
@@ -192,18 +192,16 @@ class Journal:
     def _read(self, attempt: Attempt) -> None:
         left_open: dict[str, str] = {}
         while isinstance(page := self._store.get(self.key.format(self._page_number)), dict):
-            if page.get("project_id") != self._project_id:
-                break
             if self._page_number == 0 and attempt.continues(page["series"]):
                 self._series = page["series"]
-                self.run_was_cleared = self._series != attempt.start
-            if page["series"] != self._series:
+            if page["series"] != self._series or page["project_id"] != self._project_id:
                 break
             for patient_id, record in page["outcomes"].items():
                 left_open.pop(patient_id, None)
                 self.outcomes[patient_id] = PatientOutcome.from_record(patient_id, record)
             left_open.update(page["open"])
             self._page_number += 1
+        self.run_was_cleared = self._page_number > 0 and self._series != attempt.start
         for patient_id, requested_at in left_open.items():
             self.outcomes[patient_id] = PatientOutcome.ambiguous(patient_id, requested_at)
 

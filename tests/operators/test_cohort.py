@@ -367,7 +367,12 @@ def test_a_retry_requests_an_ambiguous_patient_only_with_on_ambiguous_retry(serv
 def test_an_ambiguous_update_that_is_retried_keeps_its_requested_at_and_stays_ambiguous_if_rejected(service):
     store = Store()
     early = "2026-01-01T00:00:00+00:00"
-    record = {"series": [0, 0], "open": {"patient-0000": early, "patient-0001": early}, "outcomes": {}}
+    record = {
+        "series": [0, 0],
+        "project_id": PROJECT,
+        "open": {"patient-0000": early, "patient-0001": early},
+        "outcomes": {},
+    }
     store.set("healthex_journal_0", record)
     service.answers_each(replies(patient_0001=status(404)))
     result = run(cohort(ids(3), on_ambiguous="retry", max_failures=1), store)

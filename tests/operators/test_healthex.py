@@ -45,7 +45,7 @@ def operator(patient_id=patients.IN_PROGRESS, **arguments):
     return HealthExUpdatePatientOperator(task_id="refresh", patient_id=patient_id, **arguments)
 
 
-def intent(requested_at, project_id=None):
+def intent(requested_at, project_id="project-demo"):
     """What a try that was killed during its request leaves in the store."""
     return {"series": [0, 0], "project_id": project_id, "open": {patients.IN_PROGRESS: requested_at}, "outcomes": {}}
 
@@ -268,7 +268,7 @@ class TestDurable:
         healthex_sandbox.faults.add("update", 429, retry_after=3600)
         with pytest.raises(HealthExRateLimitError):
             run(operator(on_ambiguous="retry"), store)
-        assert Journal(store).ambiguous_since(patients.IN_PROGRESS) == early
+        assert Journal(store, project_id="project-demo").ambiguous_since(patients.IN_PROGRESS) == early
 
     def test_a_retry_requests_again_after_a_rejection(self, healthex_sandbox):
         store = Store()
@@ -343,6 +343,12 @@ class TestDurable:
         store = Store()
         run(operator(patients.PARTIAL), store)
         assert run(operator(patients.IN_PROGRESS), store)["patient_id"] == patients.IN_PROGRESS
+        assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
+
+    def test_a_retry_with_the_connections_project_as_argument_requests_nothing_again(self, healthex_sandbox):
+        store = Store()
+        first = run(operator(), store)
+        assert run(operator(project_id=healthex_sandbox.project_id), store) == first
         assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
 
     def test_an_ambiguous_update_is_returned_also_with_an_expired_token(self, healthex_sandbox, monkeypatch):

@@ -1,11 +1,10 @@
-"""What the tests of cohorts share: a context without an Airflow, and a state store that outlives a killed process."""
+"""Helpers of the operators' tests: a context without Airflow, and state stores."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +14,15 @@ PROJECT = "project-7"
 
 
 class Store:
-    """The task's state store, which Airflow 3.3 has, in memory or in a folder that outlives a process."""
+    """
+    The task's state store, which Airflow 3.3 has; its place in a real Airflow is tested end to end.
 
-    def __init__(self, folder=None, seconds=0.0):
+    :param folder: where it outlives a process; else it is in memory.
+    """
+
+    def __init__(self, folder=None):
         self.values = {}
         self.folder = folder and Path(folder)
-        self.seconds = seconds
         self.sets = 0
         self.largest = 0
 
@@ -31,7 +33,6 @@ class Store:
 
     def set(self, key, value, *, retention=None):
         assert value is not None
-        time.sleep(self.seconds)
         text = json.dumps(value)
         self.sets += 1
         self.largest = max(self.largest, len(text))
@@ -42,8 +43,25 @@ class Store:
             self.values[key] = text
 
 
+class RefusingStore(Store):
+    """A state store that refuses a write while `refuses`, given the store, is true."""
+
+    def __init__(self, refuses):
+        super().__init__()
+        self.refuses = refuses
+
+    @classmethod
+    def after(cls, writes):
+        return cls(lambda store: store.sets >= writes)
+
+    def set(self, key, value, **arguments):
+        if self.refuses(self):
+            raise RuntimeError("the API server answered 500")
+        super().set(key, value, **arguments)
+
+
 class TaskInstance:
-    """The little of a task instance that the operator asks for."""
+    """The attributes of a task instance that the operators read."""
 
     def __init__(self, task, max_tries=0, try_number=1):
         self.task, self.max_tries, self.try_number = task, max_tries, try_number

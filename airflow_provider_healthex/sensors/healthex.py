@@ -45,25 +45,24 @@ class HealthExDataArrivalSensor(ArrivalSensor, S3KeySensor):
     """
     Waits for a delivery newer than the request, in S3.
 
-    The keys of the previous delivery are there already, so that a key which exists proves nothing. Arrived means:
-    at least ``min_objects`` objects under the path were modified no earlier than the request, and none for
-    ``quiet_period`` seconds by S3's clock. That is *a delivery since the request that has settled*: HealthEx documents
-    neither file names nor an end marker, so that it need not be this very retrieval's, nor complete; and where
-    nothing has changed, nothing may come.
+    The keys of the previous delivery exist already, so existence proves nothing. Arrived means: at least
+    ``min_objects`` objects under the path were modified since the request, and none for ``quiet_period`` seconds by
+    S3's clock. That is *a delivery since the request that has settled*. HealthEx documents neither file names nor an
+    end marker: it need not be the delivery of this very retrieval, nor complete. Where nothing has changed, nothing may
+    come.
 
-    It is an :class:`S3KeySensor` with its AWS parameters, but takes another decision: ``check_fn``, ``use_regex``
-    and ``metadata_keys`` are refused. So are ``silent_fail`` and ``never_fail``, which would hide what must be seen.
-    Poke, reschedule and deferred mode decide alike, and honour ``execution_timeout`` (from the start of the try, and
-    retryable), ``exponential_backoff`` and ``max_wait`` alike. What is wrong with literal arguments is found when the
-    DAG is parsed.
+    It is an ``S3KeySensor`` with its AWS parameters and another decision: ``check_fn``, ``use_regex`` and
+    ``metadata_keys`` are refused. So are ``silent_fail`` and ``never_fail``, which would hide permanent errors. Poke,
+    reschedule and deferred mode decide alike. They honour ``execution_timeout`` (from the start of the try; retryable),
+    ``exponential_backoff`` and ``max_wait`` alike. Literal arguments are checked when the DAG is parsed.
 
     :param bucket_key: where HealthEx delivers (templated): a string, or a list in one bucket, or ``s3://`` URLs. May
         contain ``{orgId}``, ``{projectId}``, ``{healthexPatientId}``, ``{externalId}``, for HealthEx's delivery
         variables of the same name. Ends in ``/``: everything under it. With ``wildcard_match``: a glob over the
         whole key. Otherwise: that key.
     :param bucket_name: the bucket, where ``bucket_key`` is no URL (templated).
-    :param update: the operator's output, ``update=refresh.output`` (templated); gives patient, project,
-        organization and ``requested_at``.
+    :param update: the operator's output, ``update=refresh.output`` (templated): patient, project, organization
+        and ``requested_at``.
     :param since: the moment of the request by hand, an ISO string or an aware datetime (templated); before
         ``update``'s. One of the two is required. The first poke of a try fixes it; with ``mode="reschedule"`` a
         template of the current time, such as ``{{ ti.start_date }}``, is refused.
@@ -77,7 +76,7 @@ class HealthExDataArrivalSensor(ArrivalSensor, S3KeySensor):
     :param quiet_period: seconds, or a timedelta, since the newest object; 300 by default (templated).
     :param clock_skew: seconds, or a timedelta, by which S3's clock may be behind HealthEx's; 2 by default (templated).
     :param on_patient_action: for an update that needs patient action: ``fail`` (not retried), ``skip``, or ``wait``:
-        HealthEx delivers without a new request when they have acted (official guide).
+        HealthEx delivers without a new request after the patient has acted (official guide).
     :param manifest_key: a key to write a JSON line for each object to (templated); may contain the variables.
     :param wildcard_match: read ``bucket_key`` as a glob.
     :param deferrable: wait on the triggerer.
@@ -89,7 +88,7 @@ class HealthExDataArrivalSensor(ArrivalSensor, S3KeySensor):
         1,000), ``keys_truncated``, ``object_count``, ``total_bytes``, ``first_modified``, ``last_modified``,
         ``manifest``.
     :raises HealthExConfigurationError: on construction, for an argument that can't be used.
-    :raises AirflowFailException: from the typed error, for what waiting can't mend.
+    :raises AirflowFailException: from the typed error, for a permanent one.
     :raises AirflowSensorTimeout: when nothing arrived in time.
     :raises AirflowTaskTimeout: when ``execution_timeout`` ended the wait.
     """
@@ -171,34 +170,33 @@ class HealthExCohortArrivalSensor(ArrivalSensor, S3KeySensor):
     """
     Waits for a delivery newer than the request for every patient of a cohort, in S3, with one task.
 
-    Each patient in progress is judged by their own request's time as :class:`HealthExDataArrivalSensor` does: at
-    least ``min_objects`` objects modified since, and none for ``quiet_period`` seconds by S3's clock. Those who must
-    act first or whose update failed aren't waited for. A patient who has arrived is not listed again.
+    Each patient in progress is decided by their own ``requested_at``, as in `HealthExDataArrivalSensor`. Patients who
+    need to act first, or whose update failed, are not awaited. A patient who has arrived is not listed again.
 
-    One poke costs about as many requests as the lesser of: the pages (1,000 objects) under the path's part that all
-    share, and the missing patients. Where the patient is no literal beginning of the path (a glob stands before them)
-    it costs those pages. It needs a general purpose bucket: directory buckets (S3 Express) list in no order.
+    A poke takes about as many requests as the lesser of: the pages (1,000 objects) under the part of the path that all
+    share, and the missing patients. With a glob before the patient it takes those pages. It needs a general purpose
+    bucket: directory buckets (S3 Express) list in no order.
 
     Deferred, the trigger's row holds every patient's id and seconds: up to 10,000 patients, and 500 with a MySQL
-    metadata database. A worker of Airflow 3 isn't told which database there is: more than 500 are warned of there.
+    metadata database. A worker of Airflow 3 can't know the database: it warns above 500 there.
 
     :param update: the cohort operator's output, ``update=refresh.output`` (templated).
     :param bucket_key: where HealthEx delivers (templated): one string, with ``{healthexPatientId}`` or
-        ``{externalId}``, which comes from the update's entries; otherwise as in :class:`HealthExDataArrivalSensor`.
+        ``{externalId}``, which comes from the update's entries; otherwise as in `HealthExDataArrivalSensor`.
     :param bucket_name: the bucket, where ``bucket_key`` is no URL (templated).
     :param min_fraction: the fraction of the patients in progress, 0 to 1, who must have arrived at the deadline for the
         task to succeed (templated). Until then, or until ``enough_after``, it waits for all.
     :param enough_after: seconds, or a timedelta, after which ``min_fraction`` is enough (templated); counted from the
         same start as ``timeout``. By default it is enough at the deadline alone.
     :param project_id: the project (templated); before ``update``'s, like the next.
-    :param org_id: the organisation (templated).
+    :param org_id: the organization (templated).
     :param min_objects: fresh objects that are required for each patient (templated).
     :param marker: the name of the file that ends a delivery, or its ending where it begins with a dot; a fresh one
         is then required instead of ``quiet_period``, and isn't counted (templated).
     :param quiet_period: seconds, or a timedelta, since a patient's newest object; 300 by default (templated).
     :param clock_skew: seconds, or a timedelta, by which S3's clock may be behind HealthEx's; 2 by default (templated).
     :param manifest_key: a key to write a JSON line for each object of those who arrived to (templated); may contain
-        ``{orgId}`` and ``{projectId}``. It costs one more listing, on the worker.
+        ``{orgId}`` and ``{projectId}``. It takes one more listing, on the worker.
     :param wildcard_match: read ``bucket_key`` as a glob.
     :param deferrable: wait on the triggerer.
     :param aws_conn_id: the AWS connection (templated).
@@ -209,7 +207,7 @@ class HealthExCohortArrivalSensor(ArrivalSensor, S3KeySensor):
         ``missing``: the ids of the others; ``arrived_count``, ``missing_count``, ``manifest``. Where nobody is in
         progress it succeeds at once, with empty lists: whether that is a failure was the operator's decision.
     :raises HealthExConfigurationError: on construction, for an argument that can't be used.
-    :raises AirflowFailException: from the typed error, for what waiting can't mend.
+    :raises AirflowFailException: from the typed error, for a permanent one.
     :raises AirflowSensorTimeout: where fewer than ``min_fraction`` arrived in time.
     :raises AirflowTaskTimeout: where ``execution_timeout`` ended the wait.
     """

@@ -54,27 +54,26 @@ class HealthExSftpDataArrivalSensor(ArrivalSensor):
     """
     Waits for a delivery newer than the request, on an SFTP server.
 
-    It decides as :class:`~airflow_provider_healthex.sensors.healthex.HealthExDataArrivalSensor` does, and means as
-    much: *a delivery since the request that has settled*. The result is the same. SFTP differs from S3 because it
-    doesn't report the server's clock (docs/sftp.md):
+    It decides as `HealthExDataArrivalSensor` does, and means the same: *a delivery since the request that has settled*.
+    SFTP differs from S3 in what a listing shows (docs/sftp.md):
 
-    * A file counts if it was modified between the request and the sensor's first poke, or if it is newer than all
-      that was there at that first poke, by the server's own clock; that clock may be hours off then.
-    * Settled is what has not changed between the sensor's pokes for ``quiet_period`` seconds, or what was already so
-      old, and ``clock_skew`` more, at its first poke.
-    * Files named ``*.part``, ``*.filepart`` and ``*.tmp`` aren't counted, and an arrival is believed when a second
-      listing, up to 5 s later, shows the same. Symbolic links below the path's fixed part aren't followed.
+    * The server's clock is unknown. A file is fresh if it was modified between the request and the sensor's first poke,
+      or if it is newer than every file that was there at the first poke, by the server's own clock.
+    * Settled means unchanged between pokes for ``quiet_period`` seconds, or already so old, and ``clock_skew`` more, at
+      the first poke.
+    * Files named ``*.part``, ``*.filepart`` and ``*.tmp`` aren't counted. An arrival counts when a second listing, up to
+      5 s later, shows the same. Symbolic links below the literal part of the path aren't followed.
 
     Poke, reschedule and deferred mode decide alike. What the first poke showed is kept in the task's state store
-    (Airflow 3.3 and later). Below, each poke in reschedule mode is a first one: there, the server's clock must be
-    right to ``clock_skew`` seconds.
+    (Airflow 3.3 and later). Below, each poke in reschedule mode is a first one: there, the server's clock must be right
+    to ``clock_skew`` seconds.
 
     :param path: where HealthEx delivers (templated): a string, or a list. May contain ``{orgId}``, ``{projectId}``,
         ``{healthexPatientId}``, ``{externalId}``, for HealthEx's delivery variables of the same name. Ends in ``/``:
         everything under it. With ``wildcard_match``: a glob over the whole path, whose ``*`` stands for ``/`` too.
         Otherwise: that file. Without a leading ``/`` it begins at the account's own folder.
-    :param update: the operator's output, ``update=refresh.output`` (templated); gives patient, project,
-        organization and ``requested_at``.
+    :param update: the operator's output, ``update=refresh.output`` (templated): patient, project, organization
+        and ``requested_at``.
     :param since: the moment of the request by hand, as for S3 (templated); before ``update``'s. One of the two is
         required.
     :param patient_id: HealthEx's id of the patient (templated); before ``update``'s, like the next two.
@@ -89,7 +88,7 @@ class HealthExSftpDataArrivalSensor(ArrivalSensor):
         60 by default (templated): what was modified up to so long before the request counts, if it was there at the
         first poke.
     :param on_patient_action: for an update that needs patient action: ``fail`` (not retried), ``skip``, or ``wait``:
-        HealthEx delivers without a new request when they have acted (official guide).
+        HealthEx delivers without a new request after the patient has acted (official guide).
     :param manifest_path: a file on the server to write a JSON line for each file to (templated); may contain the
         variables. The account needs the right to write it.
     :param wildcard_match: read ``path`` as a glob.
@@ -105,8 +104,8 @@ class HealthExSftpDataArrivalSensor(ArrivalSensor):
         ``keys_truncated``, ``object_count``, ``total_bytes``, ``first_modified`` and ``last_modified`` (by the
         server's clock), ``manifest``.
     :raises HealthExConfigurationError: on construction, for an argument that can't be used.
-    :raises AirflowFailException: from the typed error, for what waiting can't mend: no connection, a login that was
-        never let in, a host key that isn't the known one, a path whose first folder isn't there.
+    :raises AirflowFailException: from the typed error, for a permanent one: no connection, a login that was never
+        accepted, another host key than the known one, a path whose first folder is missing.
     :raises AirflowSensorTimeout: when nothing arrived in time.
     :raises AirflowTaskTimeout: when ``execution_timeout`` ended the wait.
     """

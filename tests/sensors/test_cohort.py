@@ -294,7 +294,7 @@ def test_a_fraction_is_a_fraction(bucket, value):
 #: What is wrong whatever a template may become, and what the error says.
 MISTAKES = [
     ({"bucket_key": "d/{projectId}/"}, "doesn't name the patient"),
-    ({"bucket_key": "d/{patientId}/"}, "none of its variables"),
+    ({"bucket_key": "d/{patientId}/"}, "not one of its variables"),
     ({"bucket_key": "d/{healthexPatientId}*", "wildcard_match": True}, "begins or ends alike"),
     ({"bucket_key": ["a/{healthexPatientId}/", "b/{healthexPatientId}/"]}, "2 paths"),
     ({"bucket_name": None}, "No bucket"),

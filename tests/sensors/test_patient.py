@@ -206,8 +206,8 @@ def test_healthexs_own_template_is_refused_when_the_dag_is_parsed(place: Place, 
 
 #: What is wrong whatever a template may become, and what the error says.
 MISTAKES = [
-    ({"path": "d/{patientId}/"}, r"none of its variables"),
-    ({"path": "d/{healthexPatientId/"}, r"none of its variables"),
+    ({"path": "d/{patientId}/"}, r"not one of its variables"),
+    ({"path": "d/{healthexPatientId/"}, r"not one of its variables"),
     ({"path": "d/{externalId}/"}, r"give external_id"),
     ({"path": "d/{healthexPatientId}*", "wildcard_match": True}, r"begins or ends alike"),
     ({"path": "d/{projectId}{healthexPatientId}/"}, r"touches another variable"),

@@ -150,7 +150,7 @@ def test_trouble_is_logged_and_never_ends_it(monkeypatch, answer):
     ("arguments", "message"),
     [
         ({"bucket_key": "d/{projectId}/"}, "doesn't name the patient"),
-        ({"bucket_key": "d/{patient}/"}, "none of its variables"),
+        ({"bucket_key": "d/{patient}/"}, "not one of its variables"),
         ({"since": "yesterday"}, "ISO 8601"),
         ({"since": "2026-11-22T17:40:05"}, "time zone"),
         ({"bucket_key": "s3://bucket/d/{healthexPatientId}/"}, "must be a path in the bucket"),

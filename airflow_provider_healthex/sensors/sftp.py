@@ -59,10 +59,10 @@ class HealthExSftpDataArrivalSensor(ArrivalSensor):
 
     * The server's clock is unknown. A file is fresh if it was modified between the request and the sensor's first poke,
       or if it is newer than every file that was there at the first poke, by the server's own clock.
-    * Settled means unchanged between pokes for ``quiet_period`` seconds, or already so old, and ``clock_skew`` more, at
-      the first poke.
-    * Files named ``*.part``, ``*.filepart`` and ``*.tmp`` aren't counted. An arrival counts when a second listing, up to
-      5 s later, shows the same. Symbolic links below the literal part of the path aren't followed.
+    * Settled means unchanged between pokes for ``quiet_period`` seconds, or already so old, and ``clock_skew`` more,
+      at the first poke.
+    * Files named ``*.part``, ``*.filepart`` and ``*.tmp`` aren't counted. An arrival counts when a second listing, up
+      to 5 s later, shows the same. Symbolic links below the literal part of the path aren't followed.
 
     Poke, reschedule and deferred mode decide alike. What the first poke showed is kept in the task's state store
     (Airflow 3.3 and later). Below, each poke in reschedule mode is a first one: there, the server's clock must be right

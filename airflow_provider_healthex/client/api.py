@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_healthex.client.calls import LONG, Call, Repeat, flag, identifier, json_body, text
-from airflow_provider_healthex.client.clocks import TOLERATED_SKEW, UNBELIEVABLE_SKEW, skew
-from airflow_provider_healthex.client.cohort import Around, Checkpoint, checkpointed, distinct, each_update
+from airflow_provider_healthex.client.headers import TOLERATED_SKEW, UNBELIEVABLE_SKEW, skew
+from airflow_provider_healthex.client.bulk import Around, Checkpoint, checkpointed, distinct, each_update
 from airflow_provider_healthex.client.models import (
     CONSENT_TYPE,
     AddPatientsResult,
@@ -23,13 +23,13 @@ from airflow_provider_healthex.client.models import (
     harmless,
     parse_json,
 )
-from airflow_provider_healthex.client.pacing import Stop, pacer_for
+from airflow_provider_healthex.client.rate_limit import Stop, rate_limit_for
 from airflow_provider_healthex.client.retries import Failure, repeated
 from airflow_provider_healthex.client.settings import ApiKey, ClientSettings
-from airflow_provider_healthex.client.text import clean
+from airflow_provider_healthex.client.redaction import clean
 from airflow_provider_healthex.client.token import Minted, check, mint_for, minted, organization
 from airflow_provider_healthex.client.transport import Answer, Transport
-from airflow_provider_healthex.client.verdict import judge, requested_at, unreadable
+from airflow_provider_healthex.client.classify import judge, requested_at, unreadable
 from airflow_provider_healthex.exceptions import (
     HealthExApiError,
     HealthExAuthenticationError,
@@ -77,7 +77,7 @@ class HealthExClient:
     ) -> None:
         self._settings = settings
         self._transport = Transport(settings)
-        self._pacer = pacer_for((settings.base_url, settings.credentials))
+        self._pacer = rate_limit_for((settings.base_url, settings.credentials))
         self._on_secret = on_secret
         self._secrets: set[str] = set()
         credentials = settings.credentials

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any
 
-from airflow_provider_healthex.client.text import clean
+from airflow_provider_healthex.client.redaction import clean
 from airflow_provider_healthex.exceptions import HealthExError
 
 IN_PROGRESS = "IN_PROGRESS_NO_ACTION_NEEDED"

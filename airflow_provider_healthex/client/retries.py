@@ -11,7 +11,7 @@ from typing import TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_result, wait_exponential_jitter
 from tenacity.nap import sleep_using_event
 
-from airflow_provider_healthex.client.pacing import Stopped
+from airflow_provider_healthex.client.rate_limit import Stopped
 from airflow_provider_healthex.exceptions import HealthExError
 
 log = logging.getLogger(__name__)

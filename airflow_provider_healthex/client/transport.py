@@ -22,7 +22,7 @@ from requests.auth import AuthBase
 
 from airflow_provider_healthex import __version__
 from airflow_provider_healthex.client.calls import Call
-from airflow_provider_healthex.client.clocks import http_date
+from airflow_provider_healthex.client.headers import http_date
 from airflow_provider_healthex.client.http1 import Exchange, Malformed, Response
 from airflow_provider_healthex.client.settings import ClientSettings
 from airflow_provider_healthex.exceptions import HealthExConfigurationError

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import BaseHook, mask_secret
 
 from airflow_provider_healthex.client import ApiKey, ClientSettings, HealthExClient, StoredToken
-from airflow_provider_healthex.client.pacing import Stop
+from airflow_provider_healthex.client.rate_limit import Stop
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
 from airflow_provider_healthex.get_provider_info import CONN_FIELDS, UI_FIELD_BEHAVIOUR
 from airflow_provider_healthex.hooks.connection import ConnectionNotFound, find_connection

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_healthex.client import ClientSettings, HealthExClient, PatientUpdate, StoredToken
 from airflow_provider_healthex.client.calls import identifier
-from airflow_provider_healthex.client.clocks import http_date, request_moment, retry_after
-from airflow_provider_healthex.client.text import LONGEST_DETAIL, clean, detail
+from airflow_provider_healthex.client.headers import http_date, request_moment, retry_after
+from airflow_provider_healthex.client.redaction import LONGEST_DETAIL, clean, detail
 from airflow_provider_healthex.exceptions import (
     HealthExApiError,
     HealthExConfigurationError,

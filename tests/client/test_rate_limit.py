@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from airflow_provider_healthex.client import PatientUpdate
-from airflow_provider_healthex.client.pacing import Pacer, Stop, Stopped, pacer_for
+from airflow_provider_healthex.client.rate_limit import RateLimit, Stop, Stopped, rate_limit_for
 
 from .loopback import PROJECT, Received, Reply, Service, status
 
 
 def test_requests_of_many_threads_are_spaced_evenly() -> None:
-    pacer, stop, began = Pacer(), threading.Event(), time.monotonic()
+    pacer, stop, began = RateLimit(), threading.Event(), time.monotonic()
 
     def turn(_: int) -> float:
         pacer.wait(50, stop)
@@ -29,7 +29,7 @@ def test_requests_of_many_threads_are_spaced_evenly() -> None:
 
 
 def test_an_idle_time_gives_no_burst() -> None:
-    pacer, stop = Pacer(), threading.Event()
+    pacer, stop = RateLimit(), threading.Event()
     pacer.wait(20, stop)
     time.sleep(0.2)
     began = time.monotonic()
@@ -39,7 +39,7 @@ def test_an_idle_time_gives_no_burst() -> None:
 
 
 def test_without_a_limit_nobody_waits() -> None:
-    pacer, stop, began = Pacer(), threading.Event(), time.monotonic()
+    pacer, stop, began = RateLimit(), threading.Event(), time.monotonic()
     for _ in range(1000):
         pacer.wait(None, stop)
     assert time.monotonic() - began < 5
@@ -47,7 +47,7 @@ def test_without_a_limit_nobody_waits() -> None:
 
 @pytest.mark.parametrize("limit", [None, 0.001])
 def test_a_stop_ends_the_wait_and_refuses_the_turn(limit: float | None) -> None:
-    pacer, stop = Pacer(), threading.Event()
+    pacer, stop = RateLimit(), threading.Event()
     pacer.wait(limit, stop)
     threading.Timer(0.05, stop.set).start()
     if limit is None:
@@ -59,12 +59,12 @@ def test_a_stop_ends_the_wait_and_refuses_the_turn(limit: float | None) -> None:
 
 
 def test_the_same_key_has_the_same_pacer() -> None:
-    assert pacer_for("a") is pacer_for("a")
-    assert pacer_for("a") is not pacer_for("b")
+    assert rate_limit_for("a") is rate_limit_for("a")
+    assert rate_limit_for("a") is not rate_limit_for("b")
 
 
 def test_nobody_goes_while_the_service_wants_quiet() -> None:
-    pacer, stop = Pacer(), threading.Event()
+    pacer, stop = RateLimit(), threading.Event()
     pacer.hold(0.2)
     pacer.hold(0.1)  # a shorter one doesn't end it
     began = time.monotonic()
@@ -75,7 +75,7 @@ def test_nobody_goes_while_the_service_wants_quiet() -> None:
 
 
 def test_who_waits_already_waits_longer() -> None:
-    pacer, stop = Pacer(), threading.Event()
+    pacer, stop = RateLimit(), threading.Event()
     pacer.wait(10, stop)
     threading.Timer(0.05, pacer.hold, (0.3,)).start()
     began = time.monotonic()
@@ -84,7 +84,7 @@ def test_who_waits_already_waits_longer() -> None:
 
 
 def test_after_the_quiet_nobody_goes_in_a_burst_and_the_pace_recovers() -> None:
-    pacer, stop, times = Pacer(), threading.Event(), []
+    pacer, stop, times = RateLimit(), threading.Event(), []
     pacer.hold(0.2)
     pacer.hold(0.2)  # of the same burst
 

@@ -14,7 +14,7 @@ from itertools import islice
 from airflow_provider_healthex.client import retries
 from airflow_provider_healthex.client.calls import identifier
 from airflow_provider_healthex.client.models import PatientUpdate, PatientUpdateFailure
-from airflow_provider_healthex.client.pacing import Stop, Stopped
+from airflow_provider_healthex.client.rate_limit import Stop, Stopped
 from airflow_provider_healthex.client.retries import Failure
 from airflow_provider_healthex.client.transport import POOL_SIZE, Answer
 from airflow_provider_healthex.exceptions import (

@@ -7,9 +7,9 @@ from datetime import datetime, timezone
 from urllib.parse import urlsplit
 
 from airflow_provider_healthex.client.calls import Call, Repeat
-from airflow_provider_healthex.client.clocks import request_moment, retry_after, whole
+from airflow_provider_healthex.client.headers import request_moment, retry_after, whole
 from airflow_provider_healthex.client.retries import Failure
-from airflow_provider_healthex.client.text import clean, detail
+from airflow_provider_healthex.client.redaction import clean, detail
 from airflow_provider_healthex.client.transport import Answer, NoAnswer, NotSent
 from airflow_provider_healthex.exceptions import (
     HealthExApiError,

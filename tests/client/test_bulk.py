@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_healthex.client import ApiKey, HealthExClient, PatientUpdate, PatientUpdateFailure, StoredToken
-from airflow_provider_healthex.client.cohort import GIVE_UP_AFTER
+from airflow_provider_healthex.client.bulk import GIVE_UP_AFTER
 from airflow_provider_healthex.exceptions import (
     HealthExAuthenticationError,
     HealthExConfigurationError,

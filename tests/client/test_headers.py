@@ -4,7 +4,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from airflow_provider_healthex.client.clocks import http_date, request_moment, retry_after, skew
+from airflow_provider_healthex.client.headers import http_date, request_moment, retry_after, skew
 
 UTC = timezone.utc
 NOW = datetime(2026, 11, 22, 17, 40, 5, tzinfo=UTC)

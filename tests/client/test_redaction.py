@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from airflow_provider_healthex.client.text import LONGEST_DETAIL, clean, detail
+from airflow_provider_healthex.client.redaction import LONGEST_DETAIL, clean, detail
 
 from .loopback import make_jwt
 

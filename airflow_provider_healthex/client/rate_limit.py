@@ -45,7 +45,7 @@ class Stop(threading.Event):
             share.set()
 
 
-class Pacer:
+class RateLimit:
     """Hands out evenly spaced moments to all threads that share it."""
 
     def __init__(self) -> None:
@@ -102,11 +102,11 @@ class Pacer:
         return 0.0
 
 
-_pacers: dict[Hashable, Pacer] = {}
+_rate_limits: dict[Hashable, RateLimit] = {}
 _lock = threading.Lock()
 
 
-def pacer_for(key: Hashable) -> Pacer:
+def rate_limit_for(key: Hashable) -> RateLimit:
     """Return the one pacer this process has for a key: a limit is the service's, not a client's."""
     with _lock:
-        return _pacers.setdefault(key, Pacer())
+        return _rate_limits.setdefault(key, RateLimit())

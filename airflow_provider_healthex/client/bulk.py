@@ -1,4 +1,4 @@
-"""Requests for many patients: how many at once, when no more of them, and who may be in flight at any moment."""
+"""Updates of many patients: how many requests at once, when no more are made, and which may be in flight."""
 
 from __future__ import annotations
 
@@ -8,85 +8,78 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from airflow_provider_healthex.client import retries
 from airflow_provider_healthex.client.calls import identifier
+from airflow_provider_healthex.client.cancel import CancelEvent, Cancelled
 from airflow_provider_healthex.client.models import PatientUpdate, PatientUpdateFailure
-from airflow_provider_healthex.client.rate_limit import Stop, Stopped
-from airflow_provider_healthex.client.retries import Failure
-from airflow_provider_healthex.client.transport import POOL_SIZE, Answer
+from airflow_provider_healthex.client.retries import FailedTry
+from airflow_provider_healthex.client.sender import InFlight
+from airflow_provider_healthex.client.transport import POOL_SIZE
 from airflow_provider_healthex.exceptions import (
     HealthExApiError,
     HealthExAuthenticationError,
     HealthExConfigurationError,
     HealthExConnectionError,
+    HealthExError,
     HealthExNotFoundError,
     HealthExPermissionError,
     HealthExRequestError,
     HealthExTokenError,
-    HealthExUpdateAmbiguousError,
 )
 
 log = logging.getLogger(__name__)
 
-#: After this many patients in a row without a readable answer, the service is taken to be down. Each was tried for as
-#: long as is sensible: to try the others too would take hours, or make thousands ambiguous.
-GIVE_UP_AFTER = 20
+#: The circuit breaker opens after so many patients in a row without a readable answer. Each had all its tries: going
+#: on would take hours, or make thousands ambiguous.
+FAILURES_IN_A_ROW = 20
 
-#: What the next patient would get, too.
-_FOR_EVERYONE = (
+#: Errors that every patient would get.
+_OF_EVERY_PATIENT = (
     HealthExAuthenticationError,
     HealthExPermissionError,
     HealthExTokenError,
     HealthExConfigurationError,
 )
-#: What the service said about one patient.
-_ABOUT_ONE = (HealthExNotFoundError, HealthExRequestError)
+#: Readable answers about one patient.
+_OF_ONE_PATIENT = (HealthExNotFoundError, HealthExRequestError)
 
-Outcome = PatientUpdate | PatientUpdateFailure
-#: Is called with the patients whose request may be on its way: before one is added, and after one was rejected.
+#: Receives the patients whose request may be in flight, before one is added and after one was rejected.
+#:
+#: The one place where this core calls up into its caller. A return value comes too late: if the process is killed
+#: while a request is in flight, only what was stored before the request can prevent a second, billed one.
 Checkpoint = Callable[[Sequence[str]], None]
-#: Sends one try of a request, and returns what came back.
-Send = Callable[[], Answer | Failure]
-#: Runs around the sending of one try, after every wait that precedes it.
-Around = Callable[[Send], Answer | Failure]
+Result = PatientUpdate | PatientUpdateFailure
+#: Requests one patient; each try is sent within the context. Raises `HealthExError`.
+Request = Callable[[str, CancelEvent, InFlight], PatientUpdate]
 
 
-def may_have_started(outcome: Answer | Failure) -> bool:
-    """Whether a try may have started an update: it was accepted, or nobody knows."""
-    return not isinstance(outcome, Failure) or isinstance(outcome.error, HealthExUpdateAmbiguousError)
-
-
-def checkpointed(patient_id: str, checkpoint: Checkpoint) -> Around:
-    """Call the checkpoint before each try for this patient, and after each that was surely rejected."""
-
-    def around(send: Send) -> Answer | Failure:
-        checkpoint([patient_id])
-        outcome = send()
-        if not may_have_started(outcome):
+@contextmanager
+def checkpointed(patient_id: str, checkpoint: Checkpoint) -> Iterator[None]:
+    """Call the checkpoint before a try for one patient, and after it if it was rejected."""
+    checkpoint([patient_id])
+    try:
+        yield
+    except FailedTry as failed:
+        if not failed.may_have_started:
             checkpoint([])
-        return outcome
-
-    return around
+        raise
 
 
-def distinct(patient_ids: Iterable[str], max_concurrency: int) -> list[str]:
-    """
-    Return the ids, each once, in the order they were given.
-
-    :raises HealthExConfigurationError: an id can't be one, or the concurrency can't be used.
-    """
+def distinct(patient_ids: Iterable[str]) -> list[str]:
+    """Return the ids, each checked and once, in their order."""
     if isinstance(patient_ids, (str, bytes, Mapping)) or not isinstance(patient_ids, Iterable):
         raise HealthExConfigurationError(f"patient_ids must be a list of ids (got {type(patient_ids).__name__})")
-    check_concurrency(max_concurrency)
     checked = (identifier(f"patient_ids[{index}]", patient_id) for index, patient_id in enumerate(patient_ids))
     return list(dict.fromkeys(checked))
 
 
 def check_concurrency(max_concurrency: object) -> int:
-    """Return how many requests may be in flight, if the connection pool holds that many."""
+    """Return the number of requests at once, if the connection pool is large enough."""
     if type(max_concurrency) is int and 1 <= max_concurrency <= POOL_SIZE:
         return max_concurrency
     raise HealthExConfigurationError(
@@ -95,161 +88,134 @@ def check_concurrency(max_concurrency: object) -> int:
 
 
 def each_update(
+    project_id: str,
     patient_ids: Iterable[str],
-    request: Callable[[str, Stop, Around], Outcome],
+    request: Request,
     max_concurrency: int,
-    stop: Stop,
+    cancelled: CancelEvent,
     checkpoint: Checkpoint | None,
-) -> Iterator[Outcome]:
-    """
-    Yield the outcome of each patient, as it comes. Patients that are never yielded were not requested.
-
-    :param patient_ids: are taken only as there are threads to request them.
-    :param request: requests one patient and doesn't raise what `exceptions` has; waits no longer once the event is
-        set; runs every try through the function it is given.
-    :param max_concurrency: requests at once.
-    :param stop: once set, no more patients are requested.
-    :param checkpoint: as `HealthExClient.update_patients` has it.
-    """
-    # A generator, so that nothing is begun before the first is wanted.
-    yield from _Dispatcher(patient_ids, request, max_concurrency, stop, checkpoint).run()
+) -> Iterator[Result]:
+    """Yield the result of each patient as it comes. Patients that are never yielded were not requested."""
+    with cancelled.part() as part:
+        yield from _Dispatcher(project_id, iter(patient_ids), request, max_concurrency, part, checkpoint).run()
 
 
-@dataclass
-class _Ready:
-    """A try that waits for nothing but to be written down."""
+@dataclass(eq=False)
+class _ReadyTry:
+    """A try that waits for nothing but the checkpoint."""
 
     patient_id: str
     admitted: bool = False
     decided: threading.Event = field(default_factory=threading.Event)
 
-    def decide(self, *, admitted: bool) -> None:
-        self.admitted = admitted
-        self.decided.set()
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """A try that has ended, after so many seconds."""
-
-    patient_id: str
-    seconds: float
-    may_have_started: bool
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """A patient whose tries have ended."""
-
-    patient_id: str
-    future: Future[Outcome | None]
-
 
 class _Dispatcher:
     """
-    Threads that request patients, and the caller's thread, which writes down who may be in flight.
+    Threads that request patients, and the caller's thread, which calls the checkpoint.
 
-    A thread goes through every wait (its turn, a token, backoff) and then reports that it is ready. Those who are
-    ready are written down together, and sent at once. So one write serves many requests, and at any moment those
-    written down are in flight, or will be within about the time of a write.
+    A thread goes through every wait (the rate limit, a token, backoff), and then reports that its patient is ready.
+    One checkpoint adds all ready patients, and their requests are sent at once. So it serves many requests, and the
+    patients it has are in flight, or will be within about the time of a checkpoint.
+
+    The threads report events as functions, which the caller's thread calls: it alone changes the attributes.
     """
 
     def __init__(
         self,
-        patient_ids: Iterable[str],
-        request: Callable[[str, Stop, Around], Outcome],
+        project_id: str,
+        patient_ids: Iterator[str],
+        request: Request,
         max_concurrency: int,
-        stop: Stop,
+        cancelled: CancelEvent,
         checkpoint: Checkpoint | None,
     ) -> None:
-        self._ids = iter(patient_ids)
+        self._project_id = project_id
+        self._ids = patient_ids
         self._request = request
         self._checkpoint = checkpoint
         self._max_concurrency = max_concurrency
-        # A few more threads than requests at once: while the checkpoint writes, a request that ends has a successor.
+        # A few more threads than requests at once: during a checkpoint, a request that ends has a successor.
         self._threads = max_concurrency + max(1, max_concurrency // 4)
         self._slots = threading.Semaphore(max_concurrency)
-        self._caller_stop, self._stop = stop, stop.share()
-        self._enough, self._closed = threading.Event(), threading.Event()
+        self._cancelled = cancelled
+        self._closed = threading.Event()
         self._breaker = _CircuitBreaker()
-        self._news: queue.SimpleQueue[_Ready | _Sent | _Ended] = queue.SimpleQueue()
-        self._ready: list[_Ready] = []
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._ready: list[_ReadyTry] = []
+        self._results: list[Result] = []
         self._in_flight: dict[str, None] = {}
         self._sending = 0
         self._running = 0
-        self._write_seconds = 0.0
-        self._send_seconds = 0.0
+        self._checkpoint_seconds = 0.0
+        self._try_seconds = 0.0
         self._checkpoint_error: Exception | None = None
 
-    def run(self) -> Iterator[Outcome]:
+    def run(self) -> Iterator[Result]:
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="healthex")
         try:
             while self._submit(pool):
-                # All outcomes before any is yielded: no request is to leave while the caller handles the first.
-                yield from self._outcomes()
+                self._events.get()()
+                while not self._events.empty():
+                    self._events.get()()
+                # All results are counted before any is yielded: no request may leave while the caller handles one.
+                results, self._results = self._results, []
+                yield from results
                 self._admit()
             if self._checkpoint_error is not None:
                 raise self._checkpoint_error
         finally:
-            self._stop.set()
+            self._cancelled.set()
             self._closed.set()
-            self._refuse(self._ready)
+            self._turn_away_ready()
             pool.shutdown(wait=True, cancel_futures=True)
-            self._caller_stop.release(self._stop)
 
     def _submit(self, pool: ThreadPoolExecutor) -> bool:
-        """Give the free threads work; return whether any has some."""
-        if not (self._enough.is_set() or self._stop.is_set()):
+        """Give the free threads patients; return whether any thread is at work."""
+        if not self._is_over():
             for patient_id in islice(self._ids, self._threads - self._running):
                 self._running += 1
-                future = pool.submit(self._request_one, patient_id)
-                future.add_done_callback(lambda done, who=patient_id: self._news.put(_Ended(who, done)))  # type: ignore[misc]
+                pool.submit(self._request_one, patient_id).add_done_callback(
+                    lambda future, patient_id=patient_id: self._events.put(partial(self._on_end, patient_id, future))  # type: ignore[misc]
+                )
         return self._running > 0
 
-    def _outcomes(self) -> list[Outcome]:
-        """Wait until something has happened, and return the outcomes there are."""
-        outcomes = self._take(self._news.get())
-        while not self._news.empty():
-            outcomes += self._take(self._news.get())
-        if any([self._breaker.opens(outcome) for outcome in outcomes]):  # noqa: C419
-            self._enough.set()
-        return outcomes
+    def _is_over(self) -> bool:
+        return self._breaker.is_open.is_set() or self._cancelled.is_set()
 
-    def _take(self, news: _Ready | _Sent | _Ended) -> list[Outcome]:
-        if isinstance(news, _Ready):
-            self._ready.append(news)
-            return []
-        if isinstance(news, _Sent):
-            self._sending -= 1
-            self._send_seconds = _smooth(self._send_seconds, news.seconds)
-            if not news.may_have_started:
-                self._in_flight.pop(news.patient_id, None)
-            return []
+    def _on_try_end(self, patient_id: str, seconds: float, may_have_started: bool) -> None:
+        self._sending -= 1
+        self._try_seconds = _smooth(self._try_seconds, seconds)
+        if not may_have_started:
+            self._in_flight.pop(patient_id, None)
+
+    def _on_end(self, patient_id: str, future: Future[Result | None]) -> None:
         self._running -= 1
-        self._in_flight.pop(news.patient_id, None)
-        outcome = news.future.result()
-        return [] if outcome is None else [outcome]
+        self._in_flight.pop(patient_id, None)
+        result = future.result()
+        if result is not None:
+            self._results.append(result)
+            self._breaker.count(result)
 
     def _admit(self) -> None:
-        """Write down who may be in flight from now on, and let them go."""
-        if self._stop.is_set():
-            self._refuse(self._ready)
-            self._ready = []
+        """Call the checkpoint with the patients that may be in flight from now on, and let their requests go."""
+        if self._cancelled.is_set():
+            self._turn_away_ready()
         room = max(0, self._max_concurrency + self._ahead() - self._sending)
         admitted = self._ready[:room]
         # The patients that this adds come last.
         in_flight = {**self._in_flight, **dict.fromkeys(each.patient_id for each in admitted)}
-        if not self._write(tuple(in_flight)):
+        if not self._call_checkpoint(tuple(in_flight)):
             return
         self._in_flight = in_flight
         self._sending += len(admitted)
         for each in admitted:
-            each.decide(admitted=True)
-        # Only now: whatever interrupts this thread, those that wait are known and can be refused.
+            each.admitted = True
+            each.decided.set()
+        # Only now: whatever interrupts this thread, those that wait are known and can be turned away.
         del self._ready[: len(admitted)]
 
-    def _write(self, in_flight: Sequence[str]) -> bool:
-        """Call the checkpoint; where it fails no more patients are requested, and those in flight are waited for."""
+    def _call_checkpoint(self, in_flight: Sequence[str]) -> bool:
+        """Return whether the patients are stored; if not, no more are requested, and those in flight are waited for."""
         if self._checkpoint is None or self._checkpoint_error is not None:
             return self._checkpoint_error is None
         began = time.monotonic()
@@ -257,88 +223,88 @@ class _Dispatcher:
             self._checkpoint(in_flight)
         except Exception as error:
             self._checkpoint_error = error
-            self._stop.set()
-            self._refuse(self._ready)
-            self._ready = []
+            self._cancelled.set()
+            self._turn_away_ready()
             return False
-        self._write_seconds = _smooth(self._write_seconds, time.monotonic() - began)
+        self._checkpoint_seconds = _smooth(self._checkpoint_seconds, time.monotonic() - began)
         return True
 
     def _ahead(self) -> int:
-        """As many requests more as end while one write lasts: none where requests take long."""
-        if not self._send_seconds:
+        """Return how many requests end during one checkpoint: none if requests take long."""
+        if not self._try_seconds:
             return 0
-        return min(
-            round(self._max_concurrency * self._write_seconds / self._send_seconds),
-            self._threads - self._max_concurrency,
-        )
+        ending = round(self._max_concurrency * self._checkpoint_seconds / self._try_seconds)
+        return min(ending, self._threads - self._max_concurrency)
 
-    @staticmethod
-    def _refuse(ready: Iterable[_Ready]) -> None:
-        for each in ready:
-            each.decide(admitted=False)
+    def _turn_away_ready(self) -> None:
+        for each in self._ready:
+            each.decided.set()
+        self._ready.clear()
 
     # In the threads
 
-    def _request_one(self, patient_id: str) -> Outcome | None:
-        if self._enough.is_set() or self._stop.is_set():
+    def _request_one(self, patient_id: str) -> Result | None:
+        """Return None if the patient was not requested."""
+        if self._is_over():
             return None
-        outcome = self._request(patient_id, self._stop, lambda send: self._send(patient_id, send))
-        return None if self._stop.is_set() and _never_sent(outcome) else outcome
+        try:
+            return self._request(patient_id, self._cancelled, partial(self._send_one, patient_id))
+        except HealthExError as error:
+            if isinstance(error, HealthExConnectionError) and self._cancelled.is_set():
+                return None
+            return PatientUpdateFailure(self._project_id, patient_id, error)
 
-    def _send(self, patient_id: str, send: Send) -> Answer | Failure:
-        ready = _Ready(patient_id)
-        self._news.put(ready)
+    @contextmanager
+    def _send_one(self, patient_id: str) -> Iterator[None]:
+        ready = _ReadyTry(patient_id)
+        self._events.put(partial(self._ready.append, ready))
         while not ready.decided.wait(1):
             if self._closed.is_set():  # the caller's thread ended before it could see this one
-                raise Stopped
+                raise Cancelled
         if not ready.admitted:
-            raise Stopped
-        began, started = time.monotonic(), False
+            raise Cancelled
+        began, may_have_started = time.monotonic(), False
         try:
             with self._slots:
-                if self._stop.is_set():
-                    raise Stopped
-                began, started = time.monotonic(), True
-                outcome = send()
-                started = may_have_started(outcome)
-                return outcome
+                if self._cancelled.is_set():
+                    raise Cancelled
+                began, may_have_started = time.monotonic(), True
+                yield
+        except FailedTry as failed:
+            may_have_started = failed.may_have_started
+            raise
         finally:
-            self._news.put(_Sent(patient_id, time.monotonic() - began, started))
+            seconds = time.monotonic() - began
+            self._events.put(partial(self._on_try_end, patient_id, seconds, may_have_started))
 
 
 def _smooth(average: float, value: float) -> float:
     return value if not average else 0.8 * average + 0.2 * value
 
 
-def _never_sent(outcome: Outcome) -> bool:
-    return isinstance(outcome, PatientUpdateFailure) and isinstance(outcome.error, HealthExConnectionError)
-
-
 class _CircuitBreaker:
-    """Opens when more requests would do no good."""
+    """Opens when further requests would only fail."""
 
     def __init__(self) -> None:
+        self.is_open = threading.Event()
         self._in_a_row = 0
-        self._open = False
 
-    def opens(self, outcome: Outcome) -> bool:
-        reason = self._reason(outcome)
-        if reason and not self._open:
-            self._open = True
+    def count(self, result: Result) -> None:
+        reason = self._reason(result)
+        if reason and not self.is_open.is_set():
+            self.is_open.set()
             log.error("No more patients are requested: %s", reason)
-        return self._open
 
-    def _reason(self, outcome: Outcome) -> str:
-        if isinstance(outcome, PatientUpdate) or isinstance(outcome.error, _ABOUT_ONE):
+    def _reason(self, result: Result) -> str:
+        if isinstance(result, PatientUpdate) or isinstance(result.error, _OF_ONE_PATIENT):
             self._in_a_row = 0
             return ""
         self._in_a_row += 1
-        error = outcome.error
-        if isinstance(error, _FOR_EVERYONE):
+        error = result.error
+        if isinstance(error, _OF_EVERY_PATIENT):
             return f"every request would get the same answer. {error}"
-        if isinstance(error, HealthExApiError) and (error.retry_after or 0) > retries.PATIENCE:
-            return f"HealthEx asks for {error.retry_after:g} s without requests. {error}"
-        if self._in_a_row >= GIVE_UP_AFTER:
+        if isinstance(error, HealthExApiError) and (error.retry_after or 0) > retries.LONGEST_WAIT:
+            return f"HealthEx wants no requests for {error.retry_after:g} s. {error}"
+        if self._in_a_row >= FAILURES_IN_A_ROW:
             return f"{self._in_a_row} in a row got no readable answer. The last one: {error}"
         return ""

@@ -1,15 +1,14 @@
-"""What an outcome means for a call: an answer, or which error, and whether the request may be retried."""
+"""Which error an answer or its absence means, and whether the call may be retried."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import datetime
 from urllib.parse import urlsplit
 
 from airflow_provider_healthex.client.calls import Call, Repeat
-from airflow_provider_healthex.client.headers import request_moment, retry_after, whole
-from airflow_provider_healthex.client.retries import Failure
 from airflow_provider_healthex.client.redaction import clean, detail
+from airflow_provider_healthex.client.retries import FailedTry
 from airflow_provider_healthex.client.transport import Answer, NoAnswer, NotSent
 from airflow_provider_healthex.exceptions import (
     HealthExApiError,
@@ -23,9 +22,8 @@ from airflow_provider_healthex.exceptions import (
     HealthExUpdateAmbiguousError,
 )
 
-#: With these an update has not started: the request was not understood, or a proxy never reached the service. With
-#: any other 5xx it may have: somebody failed in the middle. 503 with Retry-After is the exception: only a service
-#: that turned the request away says when to come back.
+#: With these an update has not started: the request was not understood, or a proxy never reached HealthEx. With any
+#: other 5xx it may have. 503 with Retry-After is the exception: it says that the request was throttled.
 NOT_STARTED = frozenset({501, 505, 511, 521, 522, 523, 525, 526, 530})
 
 _RETRY_WITH_CARE = (
@@ -33,148 +31,119 @@ _RETRY_WITH_CARE = (
     "arrives, or whether the usage summary counts it, before you request it again."
 )
 
-_ERRORS: dict[int, type[HealthExApiError]] = {
-    401: HealthExAuthenticationError,
-    403: HealthExPermissionError,
-    404: HealthExNotFoundError,
-    429: HealthExRateLimitError,
+#: The error of a status, the verdict in its text, and what to do about it.
+_STATUSES: dict[int, tuple[type[HealthExApiError], str, str]] = {
+    401: (
+        HealthExAuthenticationError,
+        "not authenticated",
+        "The token is missing, invalid or expired: check the stored one, or the API key and its secret.",
+    ),
+    403: (
+        HealthExPermissionError,
+        "forbidden",
+        "The token must belong to a data-requestor (research organisation) user with access to the project.",
+    ),
+    404: (
+        HealthExNotFoundError,
+        "not found",
+        "The project or something in it is unknown, or not accessible with this token.",
+    ),
+    429: (HealthExRateLimitError, "rate limited", "Retry later, or send fewer requests at once."),
 }
 
-_VERDICTS = {401: "not authenticated", 403: "forbidden", 404: "not found", 429: "rate limited"}
 
-_HINTS = {
-    401: "The token is missing, invalid or expired: check the stored one, or the API key and its secret.",
-    403: "The token must belong to a data-requestor (research organisation) user with access to the project.",
-    404: "The project or something in it is unknown, or not accessible with this token.",
-    429: "HealthEx limits requests: retry later, or send fewer at once.",
-}
+def not_sent(call: Call, error: NotSent, base_url: str) -> FailedTry:
+    """Classify a request of which nothing was sent."""
+    advice = (
+        "Check the certificate, the setting verify and the CA bundle."
+        if error.certificate
+        else "It is safe to retry; check the host, the network and the proxy."
+    )
+    return FailedTry(
+        HealthExConnectionError(f"{call.subject} not sent: {error} ({base_url} was never reached). {advice}"),
+        retry=not error.certificate,
+    )
 
 
-def judge(call: Call, outcome: Answer | NoAnswer | NotSent, base_url: str, secrets: Iterable[str]) -> Answer | Failure:
+def no_answer(call: Call, error: NoAnswer) -> FailedTry:
+    """Classify a request that was sent, and got no readable answer."""
+    status = f"HTTP {error.status}, " if error.status else ""
+    if call.repeat is Repeat.BILLED:
+        return FailedTry(_ambiguous(call, f"{status}no readable answer", str(error), error.status, error.requested_at))
+    return FailedTry(
+        HealthExConnectionError(f"{call.subject} got no readable answer: {status}{error}. It is safe to retry."),
+        retry=error.timed_out and call.repeat is Repeat.IDEMPOTENT,
+    )
+
+
+def check(call: Call, answer: Answer, secrets: Iterable[str]) -> None:
     """
-    Return a whole 2xx answer as it is, and a failure for everything else.
+    Accept a whole 2xx answer.
 
-    :param base_url: named where the service was never reached.
     :param secrets: values that no error may repeat.
+    :raises FailedTry: for any other answer.
     """
-    if isinstance(outcome, NotSent):
-        return _not_sent(call, outcome, base_url)
-    if isinstance(outcome, NoAnswer):
-        return _no_answer(call, outcome)
-    if outcome.status // 100 != 2:
-        return _refused(call, outcome, (*secrets, *call.private))
-    if outcome.flaw is None:
-        return outcome
-    if outcome.too_long or call.repeat is Repeat.BILLED:
-        return Failure(unreadable(call, outcome, f"the answer is {outcome.flaw}"))
-    return Failure(
-        HealthExConnectionError(f"{call.subject} got no whole answer: {outcome.flaw}. It is safe to retry."),
-        repeat=outcome.timed_out and call.repeat is Repeat.FREE,
+    if answer.status // 100 != 2:
+        raise _rejected(call, answer, (*secrets, *call.private))
+    if answer.flaw is None:
+        return
+    if answer.too_long or call.repeat is Repeat.BILLED:
+        raise FailedTry(unreadable(call, answer, f"the answer is {answer.flaw}"))
+    raise FailedTry(
+        HealthExConnectionError(f"{call.subject} got no whole answer: {answer.flaw}. It is safe to retry."),
+        retry=answer.timed_out and call.repeat is Repeat.IDEMPOTENT,
     )
 
 
 def unreadable(call: Call, answer: Answer, what: str) -> HealthExUpdateAmbiguousError | HealthExApiError:
-    """Return the error for a 2xx answer of which nothing can be made; its body is never repeated."""
+    """Return the error for a 2xx answer that makes no sense; it never repeats the body."""
     if call.repeat is Repeat.BILLED:
-        return HealthExUpdateAmbiguousError(
-            f"{call.subject} is ambiguous (HTTP {answer.status}): {what}. {_RETRY_WITH_CARE} ({call})",
-            status_code=answer.status,
-            requested_at=requested_at(answer),
-        )
+        return _ambiguous(call, f"HTTP {answer.status}", what, answer.status, answer.requested_at)
     return HealthExApiError(
         f"{call.subject} failed (HTTP {answer.status}): {what}. Check that the host is HealthEx's API. ({call})",
         status_code=answer.status,
     )
 
 
-def requested_at(answer: Answer) -> datetime:
-    """Return the moment of the request, from which on data is fresh."""
-    return request_moment(answer.date, answer.began, answer.seconds)
-
-
-def _not_sent(call: Call, outcome: NotSent, base_url: str) -> Failure:
-    advice = (
-        "Check the certificate, the setting verify and the CA bundle."
-        if outcome.certificate
-        else "It is safe to retry; check the host, the network and the proxy."
-    )
-    return Failure(
-        HealthExConnectionError(f"{call.subject} not sent: {outcome.reason} ({base_url} was never reached). {advice}"),
-        repeat=not outcome.certificate,
+def _ambiguous(
+    call: Call, came: str, what: str, status: int | None, requested_at: datetime
+) -> HealthExUpdateAmbiguousError:
+    text = _sentence(f"{call.subject} is ambiguous ({came})", what)
+    return HealthExUpdateAmbiguousError(
+        f"{text} {_RETRY_WITH_CARE} ({call})", status_code=status, requested_at=requested_at
     )
 
 
-def _no_answer(call: Call, outcome: NoAnswer) -> Failure:
-    status = f"HTTP {outcome.status}, " if outcome.status else ""
-    if call.repeat is Repeat.BILLED:
-        return Failure(
-            HealthExUpdateAmbiguousError(
-                f"{call.subject} is ambiguous ({status}no readable answer): {outcome.reason}. {_RETRY_WITH_CARE}",
-                status_code=outcome.status,
-                requested_at=whole(outcome.began),
-            )
-        )
-    return Failure(
-        HealthExConnectionError(
-            f"{call.subject} got no readable answer: {status}{outcome.reason}. It is safe to retry."
-        ),
-        repeat=outcome.timed_out and call.repeat is Repeat.FREE,
-    )
-
-
-def _refused(call: Call, answer: Answer, secrets: Iterable[str]) -> Failure:
+def _rejected(call: Call, answer: Answer, secrets: Iterable[str]) -> FailedTry:
     status, words = answer.status, detail(answer.body, secrets)
-    now = answer.date or datetime.now(timezone.utc)
-    wait = retry_after(answer.headers.get("Retry-After"), now)
-    turned_away = status == 503 and wait is not None
-    if call.repeat is Repeat.BILLED and status >= 500 and status not in NOT_STARTED and not turned_away:
-        text = _sentence(f"{call.subject} is ambiguous (HTTP {status})", words)
-        return Failure(
-            HealthExUpdateAmbiguousError(
-                f"{text} {_RETRY_WITH_CARE} ({call})", status_code=status, requested_at=requested_at(answer)
-            )
-        )
-    kind = _ERRORS.get(status) or _kind(status)
-    verdict = call.verdicts.get(status) or f"{call.subject} {_verdict(status)}"
-    hint = call.hint.get(status) or _HINTS.get(status) or _general_hint(answer)
-    text = " ".join(filter(None, (_sentence(f"{verdict} (HTTP {status})", words), hint, f"({call})")))
-    return Failure(
-        kind(text, status_code=status, detail=words, retry_after=wait),
-        repeat=status == 429 or turned_away or (status >= 500 and call.repeat is Repeat.FREE),
-        wait=wait,
-        turned_away=status == 429 or turned_away,
+    throttled = status == 429 or (status == 503 and answer.retry_after is not None)
+    if call.repeat is Repeat.BILLED and status >= 500 and status not in NOT_STARTED and not throttled:
+        return FailedTry(_ambiguous(call, f"HTTP {status}", words, status, answer.requested_at))
+    kind, verdict, hint = _STATUSES.get(status) or _other_status(answer)
+    first_words = call.first_words.get(status) or f"{call.subject} {verdict}"
+    text = [_sentence(f"{first_words} (HTTP {status})", words), call.hints.get(status) or hint, f"({call})"]
+    return FailedTry(
+        kind(" ".join(filter(None, text)), status_code=status, detail=words, retry_after=answer.retry_after),
+        retry=throttled or (status >= 500 and call.repeat is Repeat.IDEMPOTENT),
+        wait=answer.retry_after,
+        throttled=throttled,
     )
+
+
+def _other_status(answer: Answer) -> tuple[type[HealthExApiError], str, str]:
+    if answer.status >= 500:
+        return HealthExServerError, "failed", "The service failed: retry later."
+    if answer.status >= 400:
+        return HealthExRequestError, "rejected", ""
+    try:
+        # The host alone: the rest may hold a signature, or repeat what was sent.
+        host = clean(urlsplit(answer.location).hostname or "")
+    except ValueError:
+        host = ""
+    hint = f"Redirects are never followed{f' (to {host})' if host else ''}: check the host."
+    return HealthExApiError, "redirected", hint
 
 
 def _sentence(verdict: str, words: str) -> str:
     text = f"{verdict}: {words}" if words else verdict
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."
-
-
-def _verdict(status: int) -> str:
-    if status in _VERDICTS:
-        return _VERDICTS[status]
-    if 300 <= status < 400:
-        return "redirected"
-    return "rejected" if status < 500 else "failed"
-
-
-def _kind(status: int) -> type[HealthExApiError]:
-    if 400 <= status < 500:
-        return HealthExRequestError
-    return HealthExServerError if status >= 500 else HealthExApiError
-
-
-def _host(location: str) -> str:
-    """Return the host alone: the rest may hold a signature, or repeat what was sent."""
-    try:
-        return clean(urlsplit(location).hostname or "")
-    except ValueError:
-        return ""
-
-
-def _general_hint(answer: Answer) -> str:
-    if 300 <= answer.status < 400:
-        host = _host(answer.headers.get("Location") or "")
-        return f"Redirects are never followed{f' (to {host})' if host else ''}: check the host."
-    return "The service failed: retry later." if answer.status >= 500 else ""

@@ -1,4 +1,4 @@
-"""What an answer's headers say about time: when it was requested, and how long to wait."""
+"""The headers ``Date`` and ``Retry-After``: when a request was made by HealthEx's clock, and how long to wait."""
 
 from __future__ import annotations
 
@@ -6,34 +6,32 @@ import re
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 
-#: The two clocks may differ this much before anybody should look at them.
+#: A larger difference between HealthEx's clock and this machine's is logged.
 TOLERATED_SKEW = timedelta(seconds=60)
-#: From here on the answer's ``Date`` is taken for wrong rather than for a clock: data would never be fresh, or always.
-UNBELIEVABLE_SKEW = timedelta(days=1)
+#: From here on the ``Date`` is taken to be wrong: with it, data would never be fresh, or always.
+IMPLAUSIBLE_SKEW = timedelta(days=1)
 
-#: Nine digits are 31 years; whatever is longer is no number of seconds.
+#: Nine digits are 31 years; anything longer is no number of seconds.
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
 def http_date(text: str | None) -> datetime | None:
-    """Return the moment a ``Date``-like header names in UTC, or None where it names none."""
+    """Return the moment of a header such as ``Date`` in UTC, or None if it isn't one."""
     if not text:
         return None
     try:
         moment = parsedate_to_datetime(text)
-        if moment.tzinfo is None:
-            return moment.replace(tzinfo=timezone.utc)
-        return moment.astimezone(timezone.utc)
+        return moment.astimezone(timezone.utc) if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
 
 
 def retry_after(text: str | None, now: datetime) -> float | None:
     """
-    Return the seconds a ``Retry-After`` header asks to wait: 0 for a moment that has passed, None without any.
+    Return the seconds of a ``Retry-After`` header, at least 0; None if it is missing or unreadable.
 
-    :param text: the header: seconds or an HTTP date.
-    :param now: by the service's clock, where it is known.
+    :param text: seconds or an HTTP date.
+    :param now: by HealthEx's clock, if it is known.
     """
     text = (text or "").strip()
     if _SECONDS.fullmatch(text):
@@ -42,27 +40,22 @@ def retry_after(text: str | None, now: datetime) -> float | None:
     return None if moment is None else max(0.0, (moment - now).total_seconds())
 
 
-def whole(moment: datetime) -> datetime:
-    """Round down to seconds, the resolution of S3's ``LastModified``."""
-    return moment.astimezone(timezone.utc).replace(microsecond=0)
-
-
 def request_moment(date: datetime | None, began: datetime, seconds: float) -> datetime:
     """
-    Return the moment of a request, which no delivery of it can precede.
+    Return when a request was made, in UTC and whole seconds, the resolution of S3's ``LastModified``.
 
-    By the service's clock where it gave one, since that is nearer to the clock of the delivery than a worker's; by
-    the worker's where the two are a day or more apart.
+    By HealthEx's clock, which is nearer to the clock of its deliveries than this machine's; by this machine's if the
+    answer has no plausible ``Date``.
 
     :param date: the answer's ``Date``, or None.
-    :param began: the worker's clock just before the request.
-    :param seconds: what passed from then until the answer began.
+    :param began: this machine's clock just before the request.
+    :param seconds: from then until the answer began.
     """
-    if date is None or abs(skew(date, began, seconds)) >= UNBELIEVABLE_SKEW:
-        return whole(began)
-    return whole(date - timedelta(seconds=seconds))
+    if date is not None and abs(skew(date, began, seconds)) < IMPLAUSIBLE_SKEW:
+        began = date - timedelta(seconds=seconds)
+    return began.astimezone(timezone.utc).replace(microsecond=0)
 
 
 def skew(date: datetime | None, began: datetime, seconds: float) -> timedelta:
-    """Return how far the service's clock is ahead of the worker's."""
+    """Return how far HealthEx's clock is ahead of this machine's."""
     return timedelta(0) if date is None else date - began - timedelta(seconds=seconds)

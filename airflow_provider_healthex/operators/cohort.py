@@ -18,8 +18,8 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_healthex.arguments import one_of
 from airflow_provider_healthex.client import PatientUpdate, PatientUpdateFailure
-from airflow_provider_healthex.client.calls import identifier
 from airflow_provider_healthex.client.bulk import check_concurrency
+from airflow_provider_healthex.client.calls import identifier
 from airflow_provider_healthex.exceptions import (
     HealthExAuthenticationError,
     HealthExConfigurationError,

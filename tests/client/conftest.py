@@ -27,7 +27,7 @@ def service() -> Iterator[Service]:
 def own_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Start every test as a new process would, with no patience for backoff and nobody's proxies and netrc."""
     monkeypatch.setattr(retries, "BACKOFF", wait_none())
-    monkeypatch.setattr(tokens, "_mints", {})
+    monkeypatch.setattr(tokens, "_shared_tokens", {})
     monkeypatch.setattr(rate_limit, "_rate_limits", {})
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)

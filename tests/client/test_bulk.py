@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_healthex.client import ApiKey, HealthExClient, PatientUpdate, PatientUpdateFailure, StoredToken
-from airflow_provider_healthex.client.bulk import GIVE_UP_AFTER
+from airflow_provider_healthex.client.bulk import FAILURES_IN_A_ROW
 from airflow_provider_healthex.exceptions import (
     HealthExAuthenticationError,
     HealthExConfigurationError,
@@ -133,13 +133,13 @@ def test_what_is_refused_to_all_is_not_asked_for_all(
 def test_a_service_that_is_down_is_given_up(connect: Connect) -> None:
     came = only(connect(base_url=f"http://127.0.0.1:{closed_port()}"), patients(500), max_concurrency=4)
     assert {type(each.error) for each in came.values()} == {HealthExConnectionError}
-    assert GIVE_UP_AFTER <= len(came) <= GIVE_UP_AFTER + 8
+    assert FAILURES_IN_A_ROW <= len(came) <= FAILURES_IN_A_ROW + 8
 
 
 def test_a_service_that_fails_every_update_makes_few_ambiguous(service: Service, client: HealthExClient) -> None:
     service.answers(status(500))
     came = only(client, patients(500), max_concurrency=4)
-    assert GIVE_UP_AFTER <= len(came) == len(service.received) <= GIVE_UP_AFTER + 8
+    assert FAILURES_IN_A_ROW <= len(came) == len(service.received) <= FAILURES_IN_A_ROW + 8
 
 
 def test_many_failures_with_answers_between_are_not_given_up(service: Service, client: HealthExClient) -> None:
@@ -156,7 +156,7 @@ def test_a_wait_beyond_all_patience_ends_it(service: Service, client: HealthExCl
 
 def test_after_a_stop_nobody_is_asked_and_waits_end(service: Service, client: HealthExClient) -> None:
     service.answers(says(STARTED), says(STARTED), says(STARTED), status(429, Retry_After="60"))
-    timer = threading.Timer(0.3, client.stop.set)
+    timer = threading.Timer(0.3, client.cancelled.set)
     timer.start()
     began = time.monotonic()
     came = only(client, patients(100), max_concurrency=2)
@@ -176,7 +176,7 @@ def test_closing_it_ends_waits_and_asks_nobody_more(service: Service, client: He
     time.sleep(0.2)
     assert len(service.received) == asked <= 4
     service.answers(says(STARTED))
-    assert not client.stop.is_set()
+    assert not client.cancelled.is_set()
 
 
 def test_it_runs_no_further_ahead_than_it_is_consumed(service: Service, client: HealthExClient) -> None:

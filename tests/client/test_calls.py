@@ -135,7 +135,9 @@ def test_a_body_without_json_form_is_refused_without_being_repeated(value: Any) 
 
 
 def test_a_call_shows_neither_body_nor_query() -> None:
-    call = Call("POST", "/x/{a}", ids={"a": "7"}, body=b"hunter2", query={"q": "hunter2"}, private=("hunter2",))
+    call = Call(
+        method="POST", template="/x/{a}", ids={"a": "7"}, body=b"hunter2", query={"q": "hunter2"}, private=("hunter2",)
+    )
     assert "hunter2" not in f"{call!r} {call}"
     assert str(call) == "POST /x/{a}, a '7'"
     assert call.path == "/x/7?q=hunter2"

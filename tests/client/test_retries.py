@@ -16,7 +16,8 @@ import pytest
 from tenacity import wait_fixed
 
 from airflow_provider_healthex.client import ApiKey, HealthExClient, retries
-from airflow_provider_healthex.client.retries import Failure, repeated
+from airflow_provider_healthex.client.rate_limit import RateLimit
+from airflow_provider_healthex.client.retries import FailedTry, retried
 from airflow_provider_healthex.exceptions import (
     HealthExApiError,
     HealthExAuthenticationError,
@@ -340,20 +341,27 @@ def test_a_wait_beyond_the_budget_is_not_begun(service: Service, client: HealthE
     assert len(service.received) == 1
 
 
-def test_the_budget_is_for_all_waits_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def waits_of(failed: FailedTry) -> list[float]:
+    """Let every try fail, and return the waits between them."""
     waits: list[float] = []
-    stop = SimpleNamespace(is_set=lambda: False, wait=lambda timeout: waits.append(timeout))
-    failure = Failure(HealthExConnectionError("x"), repeat=True, wait=120)
-    assert repeated(lambda: failure, stop, failure, lambda seconds: None) is failure  # type: ignore[arg-type]
-    assert waits == [120, 120]
+    cancelled: Any = SimpleNamespace(is_set=lambda: False, wait=lambda timeout: waits.append(timeout))
+
+    def send() -> Any:
+        raise failed
+
+    with pytest.raises(HealthExError) as error:
+        retried(send, subject="x", rate_limit=RateLimit(), cancelled=cancelled)
+    assert error.value is failed.error
+    return waits
 
 
-def test_without_a_word_of_the_service_waits_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_is_for_all_waits_together() -> None:
+    assert waits_of(FailedTry(HealthExConnectionError("x"), retry=True, wait=120)) == [120, 120]
+
+
+def test_without_a_retry_after_waits_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the real backoff
-    waits: list[float] = []
-    stop = SimpleNamespace(is_set=lambda: False, wait=lambda timeout: waits.append(timeout))
-    failure = Failure(HealthExConnectionError("x"), repeat=True)
-    repeated(lambda: failure, stop, failure, lambda seconds: None)  # type: ignore[arg-type]
+    waits = waits_of(FailedTry(HealthExConnectionError("x"), retry=True))
     assert [int(wait) for wait in waits] == [1, 2, 4, 8]
     assert waits != [1, 2, 4, 8]
 
@@ -364,7 +372,7 @@ def test_a_stop_ends_a_wait_with_the_last_error(
 ) -> None:
     monkeypatch.setattr(retries, "BACKOFF", wait_fixed(60))
     service.answers(status(429, **({"Retry_After": wait} if wait else {})))
-    threading.Timer(0.1, client.stop.set).start()
+    threading.Timer(0.1, client.cancelled.set).start()
     began = time.monotonic()
     assert type(failure_of(update, client)) is HealthExRateLimitError
     assert time.monotonic() - began < 20
@@ -374,7 +382,7 @@ def test_a_stop_ends_a_wait_with_the_last_error(
 def test_a_stop_ends_waiting_for_a_turn_with_the_last_error(service: Service, connect: Connect) -> None:
     client = connect(requests_per_second=0.01)
     service.answers(status(429))
-    threading.Timer(0.1, client.stop.set).start()
+    threading.Timer(0.1, client.cancelled.set).start()
     assert type(failure_of(update, client)) is HealthExRateLimitError
     assert len(service.received) == 1
 
@@ -382,7 +390,7 @@ def test_a_stop_ends_waiting_for_a_turn_with_the_last_error(service: Service, co
 @pytest.mark.parametrize("call", EVERY)
 def test_after_a_stop_nothing_is_sent(service: Service, connect: Connect, api_key: ApiKey, call: Any) -> None:
     for client in (connect(), connect(credentials=api_key)):
-        client.stop.set()
+        client.cancelled.set()
         error = failure_of(call, client)
         assert type(error) is HealthExConnectionError
         assert "not sent: it was cancelled" in str(error)
@@ -393,7 +401,7 @@ def test_a_stop_does_not_lose_an_answer_that_is_on_its_way(service: Service, con
     client = connect(read_timeout=2)
 
     def late(handler: Any) -> None:
-        client.stop.set()
+        client.cancelled.set()
         body = says(STARTED).body
         handler.wfile.write(b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 

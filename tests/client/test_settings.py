@@ -64,6 +64,27 @@ def test_a_number_must_be_one_above_zero(name: str, value: Any) -> None:
         ClientSettings(URL, TOKEN, **{name: value})
 
 
+@pytest.mark.parametrize("value", [1, "", "soon"])
+def test_verify_must_be_a_boolean_or_a_file(value: Any) -> None:
+    with pytest.raises(HealthExConfigurationError, match="verify must be true, false or the path"):
+        ClientSettings(URL, TOKEN, verify=value)
+
+
+def test_verify_false_is_for_loopback_hosts_only() -> None:
+    assert ClientSettings("https://127.0.0.1:1", TOKEN, verify=False).verify is False
+    with pytest.raises(HealthExConfigurationError, match="loopback"):
+        ClientSettings(URL, TOKEN, verify=False)
+
+
+def test_http_is_for_loopback_hosts_or_where_it_is_allowed(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(HealthExConfigurationError, match=r"unencrypted to 'http://api\.example\.org'"):
+        ClientSettings("http://api.example.org", TOKEN)
+    ClientSettings("http://127.0.0.1:8080", TOKEN)
+    assert caplog.text == ""
+    ClientSettings("http://api.example.org", TOKEN, allow_http=True)
+    assert "unencrypted" in caplog.text
+
+
 @pytest.mark.parametrize("value", ["", 7])
 def test_an_organization_must_be_text(value: Any) -> None:
     with pytest.raises(HealthExConfigurationError, match="org_id"):

@@ -11,7 +11,7 @@ import jwt
 import pytest
 
 from airflow_provider_healthex.client import ApiKey, HealthExClient, StoredToken
-from airflow_provider_healthex.client.token import check, claims, minted, organization
+from airflow_provider_healthex.client.token import check, claims, organization, requested_token
 from airflow_provider_healthex.exceptions import (
     HealthExApiError,
     HealthExAuthenticationError,
@@ -104,7 +104,7 @@ def test_a_refused_stored_token_is_not_tried_again(service: Service, client: Hea
     ],
 )
 def test_a_minted_token_ends_when_the_answer_or_its_claim_says(answer: Any, expires: datetime) -> None:
-    got = minted(answer, NOW)
+    got = requested_token(answer, NOW)
     assert got is not None
     assert got.expires_at == expires
     assert "token" not in repr(got)
@@ -112,7 +112,7 @@ def test_a_minted_token_ends_when_the_answer_or_its_claim_says(answer: Any, expi
 
 @pytest.mark.parametrize("answer", [None, [], {}, {"token": ""}, {"token": 7}, {"token": "a b"}, {"token": "a\nb"}])
 def test_an_answer_without_a_usable_token_is_none(answer: Any) -> None:
-    assert minted(answer, NOW) is None
+    assert requested_token(answer, NOW) is None
 
 
 @pytest.mark.parametrize("code", [200, 201])

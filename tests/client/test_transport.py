@@ -224,14 +224,14 @@ def test_a_proxy_that_is_not_there_never_reached_the_service(
 ) -> None:
     monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(HealthExConnectionError, match="not sent: connection refused"):
-        connect(base_url=f"{scheme}://healthex.invalid").update_patient(PROJECT, PATIENT)
+        connect(base_url=f"{scheme}://healthex.invalid", allow_http=True).update_patient(PROJECT, PATIENT)
 
 
 def test_a_proxy_of_the_environment_is_used(
     service: Service, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", service.url)
-    connect(base_url="http://healthex.invalid").update_patient(PROJECT, PATIENT)
+    connect(base_url="http://healthex.invalid", allow_http=True).update_patient(PROJECT, PATIENT)
     assert service.received[0].target.startswith("http://healthex.invalid/v1/projects/")
     assert service.received[0].target.endswith("/$updateData")
 

@@ -189,7 +189,7 @@ def test_a_stop_ends_the_waits(backends, monkeypatch):
     threading.Timer(0.1, stop.set).start()
     began = time.monotonic()
     with pytest.raises(HealthExConnectionError):
-        find_connection("mine", stop=stop)
+        find_connection("mine", cancelled=stop)
     assert time.monotonic() - began < 20
 
 

@@ -17,7 +17,8 @@ from airflow_provider_healthex.exceptions import (
     HealthExNotFoundError,
     HealthExTokenError,
 )
-from airflow_provider_healthex.hooks.healthex import HealthExHook, client_settings
+from airflow_provider_healthex.hooks.connection import client_settings
+from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.sandbox import patients
 
 
@@ -60,7 +61,7 @@ def test_the_host_is_a_base_url(host, port, url):
     "host", ["ftp://x.org", "https://", "https://x.org?a=b", "https://x.org#a", "https://u@x.org", "https://x.org:port"]
 )
 def test_what_is_no_base_url_is_refused(host):
-    with pytest.raises(HealthExConfigurationError, match="no base URL"):
+    with pytest.raises(HealthExConfigurationError, match=r"^Connection 'healthex_test': the base URL must look like"):
         settings(host=host)
 
 
@@ -170,15 +171,17 @@ def test_a_path_that_is_none_is_refused(schema):
 def test_a_number_in_extra_is_named_and_to_be_put_in_quotes(healthex_sandbox, connection, project_id):
     hook = connection(host=healthex_sandbox.api_url, password="t", extra=json.dumps({"project_id": project_id}))
     with pytest.raises(
-        HealthExConfigurationError, match=rf"'project_id'.*got {project_id}, a number\): put it in quotes"
+        HealthExConfigurationError, match=rf"'healthex_default': project_id must be text \(got \w+ {project_id}\)"
     ):
         hook.update_patient_data("patient")
-    with pytest.raises(HealthExConfigurationError, match=r"'org_id'.*got 7, a number\): put it in quotes"):
+    with pytest.raises(
+        HealthExConfigurationError, match=r"'healthex_test': org_id must be text \(got int 7\).*Put it in quotes"
+    ):
         settings(extra={"org_id": 7})
 
 
 def test_a_number_for_a_project_is_named_with_what_makes_numbers(connection):
-    with pytest.raises(HealthExConfigurationError, match=r"got 694061, a number\).*Native rendering"):
+    with pytest.raises(HealthExConfigurationError, match=r"got int 694061\).*render_template_as_native_obj"):
         connection(password="t").update_patient_data("patient", project_id=694061)
 
 
@@ -279,11 +282,11 @@ class TestTheTestButton:
     def test_it_names_the_connection_where_a_person_named_it(self, connection):
         ok, text = connection().test_connection()
         assert not ok
-        assert text.startswith("The connection 'healthex_default' has no password.")
+        assert text.startswith("Connection 'healthex_default' has no password.")
 
     def test_it_does_not_name_a_connection_that_the_button_made_up(self, monkeypatch):
         monkeypatch.setenv("AIRFLOW_CONN_X7TQ9AB2", "healthex://api.healthex.io")
-        assert HealthExHook("x7tQ9aB2").test_connection()[1].startswith("The connection has no password.")
+        assert HealthExHook("x7tQ9aB2").test_connection()[1].startswith("Connection has no password.")
 
 
 def test_importing_the_hook_warns_of_nothing():

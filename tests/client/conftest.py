@@ -25,7 +25,7 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(autouse=True)
 def own_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Start every test as a new process would, with no patience for backoff and nobody's proxies and netrc."""
+    """Start every test as a new process would, without backoff, proxies and netrc."""
     monkeypatch.setattr(retries, "BACKOFF", wait_none())
     monkeypatch.setattr(tokens, "_shared_tokens", {})
     monkeypatch.setattr(rate_limit, "_rate_limits", {})

@@ -1,4 +1,4 @@
-"""What holds for any answer, any text and any id, rather than for the ones that somebody thought of."""
+"""Properties that hold for any answer, any text and any id."""
 
 from __future__ import annotations
 
@@ -164,6 +164,6 @@ def outcome(client: HealthExClient) -> str:
     try:
         return "accepted" if client.update_patient(PROJECT, PATIENT).message == STARTED["message"] else "something else"
     except HealthExUpdateAmbiguousError as error:
-        return "ambiguous" if error.requested_at else "ambiguous, and nobody knows since when"
+        return "ambiguous" if error.requested_at else "ambiguous without requested_at"
     except HealthExApiError as error:
         return "a 2xx as an error" if 200 <= error.status_code < 300 else "an error of the service"

@@ -39,7 +39,7 @@ def test_the_service_is_quoted_in_its_own_words(body: bytes, expected: str) -> N
         b"[" * 100_000,
     ],
 )
-def test_what_may_be_a_record_is_not_quoted(body: bytes) -> None:
+def test_a_possible_record_is_not_quoted(body: bytes) -> None:
     assert detail(body) == ""
 
 

@@ -33,14 +33,14 @@ def test_a_base_url_is_kept_without_its_trailing_slash(url: str) -> None:
         None,
     ],
 )
-def test_what_is_no_base_url_is_refused_without_being_repeated(url: Any) -> None:
+def test_an_unusable_base_url_is_rejected_without_being_shown(url: Any) -> None:
     with pytest.raises(HealthExConfigurationError, match=r"must look like https://api\.healthex\.io") as error:
         ClientSettings(url, TOKEN)
     assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize("token", ["", "  ", None, "two words", "line\nbreak", "über"])
-def test_a_token_that_cannot_be_sent_is_refused_without_being_repeated(token: Any) -> None:
+def test_a_token_that_cannot_be_sent_is_rejected_without_being_shown(token: Any) -> None:
     with pytest.raises(HealthExConfigurationError, match="token") as error:
         StoredToken(token)
     assert "words" not in str(error.value)

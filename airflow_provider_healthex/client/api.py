@@ -133,18 +133,15 @@ class HealthExClient:
         yielded last, once it is cancelled, or after an error that every patient would get: 401, 403, an expired
         token, a Retry-After of more than 300 s, or `bulk.FAILURES_IN_A_ROW` patients in a row without a readable
         answer. Patients that are never yielded were not requested. Closing the iterator ends waits at once, and waits
-        for the requests in flight.
-
-        429 and 503 with Retry-After slow all of them down; ``requests_per_second`` is a limit for all together.
+        for the requests in flight. 429 and 503 with Retry-After slow all of them down.
 
         :param patient_ids: HealthEx's ids, each requested once; all are checked before any is requested.
-        :param skip_interactive: ``skipInteractive``; None: not sent.
         :param max_concurrency: requests at once, 1 to 32.
         :param checkpoint: is called in the caller's thread, after whatever was yielded before, with all patients
-            whose request may be in flight. A patient is added just before the request is sent, after every wait for
-            the rate limit, a token or a retry, and is not requested before the call returns. Patients whose try was
-            rejected are left out of the next call, until they are retried. If it raises, no more patients are
-            requested, those in flight are yielded, and then its error is raised.
+            whose request may be in flight. A patient is added after every wait (for the rate limit, a token or a
+            retry), and is not requested before the call returns. If its try was rejected, it is left out of the next
+            call, until it is retried. If the call raises, no more patients are requested, those in flight are
+            yielded, and then its error is raised.
         :raises HealthExConfigurationError: at once, for an unusable argument.
         :raises HealthExTokenError: at once, if there is no usable token.
         """

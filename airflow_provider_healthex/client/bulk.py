@@ -174,9 +174,7 @@ class _Dispatcher:
         if not self._is_over():
             for patient_id in islice(self._ids, self._threads - self._running):
                 self._running += 1
-                pool.submit(self._request_one, patient_id).add_done_callback(
-                    lambda future, patient_id=patient_id: self._events.put(partial(self._on_end, patient_id, future))  # type: ignore[misc]
-                )
+                pool.submit(self._request_one, patient_id).add_done_callback(partial(self._report_end, patient_id))
         return self._running > 0
 
     def _is_over(self) -> bool:
@@ -242,6 +240,9 @@ class _Dispatcher:
         self._ready.clear()
 
     # In the threads
+
+    def _report_end(self, patient_id: str, future: Future[Result | None]) -> None:
+        self._events.put(partial(self._on_end, patient_id, future))
 
     def _request_one(self, patient_id: str) -> Result | None:
         """Return None if the patient was not requested."""

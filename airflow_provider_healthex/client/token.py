@@ -94,10 +94,11 @@ class RequestedToken:
 
 def requested_token(answer: object, now: datetime) -> RequestedToken | None:
     """Read an answer of ``/v1/auth/token``; None if it has no usable token."""
-    token = answer.get("token") if isinstance(answer, Mapping) else None
-    if not isinstance(answer, Mapping) or not isinstance(token, str) or not is_header_safe(token):
+    fields = answer if isinstance(answer, Mapping) else {}
+    token = fields.get("token")
+    if not isinstance(token, str) or not is_header_safe(token):
         return None
-    expires = moment(answer.get("expiration")) or moment(claims(token).get("exp"))
+    expires = moment(fields.get("expiration")) or moment(claims(token).get("exp"))
     return RequestedToken(token, expires or now + VALIDITY)
 
 

@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 from asgiref.sync import sync_to_async
 
-from airflow_provider_healthex.client import ApiKey, ClientSettings, StoredToken
-from airflow_provider_healthex.client.calls import identifier
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError, HealthExError
 from airflow_provider_healthex.get_provider_info import CONN_FIELDS
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
+
+    from airflow_provider_healthex.client import ClientSettings
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +176,9 @@ def client_settings(connection: Connection) -> ClientSettings:
 
     :raises HealthExConfigurationError: a field is unusable.
     """
+    # Here, as below: triggers only find connections, and start faster without the client.
+    from airflow_provider_healthex.client import ApiKey, ClientSettings, StoredToken
+
     for unknown in unknown_fields(connection):
         log.warning("Connection %r: %s", connection.conn_id, unknown)
     name, extra = f"Connection {connection.conn_id!r}", _extra(connection)
@@ -199,6 +202,8 @@ def client_settings(connection: Connection) -> ClientSettings:
 
 def project_of(connection: Connection) -> str:
     """Return the project of the connection's Extra, or raise `HealthExConfigurationError`."""
+    from airflow_provider_healthex.client.calls import identifier
+
     project_id = _extra(connection).get("project_id")
     if project_id is None:
         raise HealthExConfigurationError(

@@ -13,8 +13,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 
 from airflow_provider_healthex.arguments import boolean, is_rendered_later, one_of
 from airflow_provider_healthex.client import PatientUpdate, PatientUpdateFailure
+from airflow_provider_healthex.client.bulk import check_concurrency
 from airflow_provider_healthex.client.calls import identifier
-from airflow_provider_healthex.client.cohort import check_concurrency
 from airflow_provider_healthex.exceptions import (
     HealthExAuthenticationError,
     HealthExConfigurationError,

@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Airfl
 from client.loopback import STARTED, Reply, Service, closes, make_jwt, says, status
 from operators.helpers import PROJECT, RefusingStore, Store, TaskInstance, cohort, connection, run
 
-from airflow_provider_healthex.client import pacing, retries
+from airflow_provider_healthex.client import rate_limit, retries
 from airflow_provider_healthex.exceptions import (
     HealthExAuthenticationError,
     HealthExConfigurationError,
@@ -42,7 +42,7 @@ def service(monkeypatch):
     from tenacity import wait_none
 
     monkeypatch.setattr(retries, "BACKOFF", wait_none())
-    monkeypatch.setattr(pacing, "_pacers", {})
+    monkeypatch.setattr(rate_limit, "_rate_limits", {})
     running = Service()
     running.token = make_jwt()
     monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", connection(running.url, running.token))

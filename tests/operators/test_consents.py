@@ -9,7 +9,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from client.loopback import Service, make_jwt, says, status
 from operators.helpers import connection
 
-from airflow_provider_healthex.client import pacing
+from airflow_provider_healthex.client import rate_limit
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExRateLimitError
 from airflow_provider_healthex.operators.healthex import HealthExListConsentedPatientsOperator
 from airflow_provider_healthex.sandbox import patients
@@ -19,7 +19,7 @@ DAY = 24 * 3600
 
 @pytest.fixture
 def service(monkeypatch):
-    monkeypatch.setattr(pacing, "_pacers", {})
+    monkeypatch.setattr(rate_limit, "_rate_limits", {})
     running = Service()
     monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", connection(running.url, make_jwt()))
     yield running

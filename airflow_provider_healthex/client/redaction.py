@@ -1,4 +1,4 @@
-"""Which words of the service may be repeated: never a token, a signed link or a control character."""
+"""What of HealthEx's own text may be shown: never a token, a signed link or a control character."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import html
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import quote
 
-#: Characters of the service's own text that an error repeats.
+#: Characters of HealthEx's own text that an error shows.
 LONGEST_DETAIL = 500
-#: Characters that are looked at: searching a text for secrets takes time with the square of its length.
+#: Characters that are searched for secrets: the time grows with the square of their number.
 _LONGEST_PAGE = 16_384
 _LONGEST_TEXT = 4_096
 #: A shorter secret, such as a patient's name, is replaced only as a word: Al must not turn "also" into "***so".
@@ -21,11 +21,11 @@ _HTML = re.compile(r"<(!doctype html|html|head|title|body|center|div|h[1-6]|p|pr
 _UNSEEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>")
 
-#: Also one that was cut short: its beginning is enough to know the rest must not be shown.
+#: Also one that was cut short.
 _JWT = re.compile(r"eyJ[\w-]+(?:\.[\w-]*)*|[\w-]{16,}\.[\w-]{16,}\.[\w-]{16,}")
 _BEARER = re.compile(r"\b(bearer)[\s:]+[^\s\"',;]+", re.IGNORECASE)
 _EMAIL = re.compile(r"[^\s\"'<>(),;:/]+@[^\s\"'<>(),;:/]+\.\w+")
-#: With or without a scheme, what follows the host may be a signature.
+#: With or without a scheme: what follows the host may be a signature.
 _URL = re.compile(
     r"\b(?P<scheme>[a-z][a-z0-9+.-]*://)(?:[^\s/?#\"'<>]*@)?(?P<host>[^\s/?#\"'<>]*)(?P<rest>[^\s\"'<>]*)"
     r"|\b(?P<bare>(?:[a-z0-9-]+\.)+[a-z]{2,}(?::\d+)?)/[^\s\"'<>]+",
@@ -33,20 +33,48 @@ _URL = re.compile(
 )
 
 
+class Secrets:
+    """
+    The values of one client that no text may show.
+
+    :param on_secret: receives each token and each patient's link as soon as it is known: Airflow's ``mask_secret``.
+    """
+
+    def __init__(self, on_secret: Callable[[str], None] | None = None) -> None:
+        self._on_secret = on_secret
+        self._known: set[str] = set()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known.copy())
+
+    def add(self, secret: str) -> None:
+        """Redact a value from now on."""
+        self._known.add(secret)
+
+    def announce(self, secret: str) -> None:
+        """Redact a value from now on, also in Airflow's logs."""
+        if secret not in self._known:
+            self.add(secret)
+            self.mask(secret)
+
+    def mask(self, secret: str) -> None:
+        """Redact a value in Airflow's logs alone."""
+        if self._on_secret is not None:
+            self._on_secret(secret)
+
+
 def detail(body: bytes, secrets: Iterable[str] = ()) -> str:
     """
-    Return what an error's body says, as far as it may be repeated.
+    Return what of an error's body may be shown.
 
-    Taken are the envelope ``{"message": …}`` or ``{"error": …}``, plain text and the text of an HTML page.
-    Other JSON is dropped whole, even where it is cut off: it may hold a patient's data.
-
-    :param secrets: values that must not be repeated.
+    That is ``{"message": …}`` or ``{"error": …}``, plain text, and the text of an HTML page. Other JSON is dropped,
+    even where it is cut off: it may hold a patient's data.
     """
     return clean(_words(body), secrets)
 
 
 def clean(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return a text on one line, of at most 500 characters, with everything secret replaced by ``***``."""
+    """Return a text on one line of at most `LONGEST_DETAIL` characters, with ``***`` for everything secret."""
     text = _one_line(text)
     for secret in sorted(_spellings(secrets), key=len, reverse=True):
         if secret.casefold() in text.casefold():
@@ -83,7 +111,7 @@ def _text(text: str) -> str:
 def _one_line(text: str) -> str:
     start = text[:_LONGEST_TEXT]
     if len(start) < len(text):
-        start = start[: max(start.rfind(" "), 0)]  # half a token isn't recognised as one
+        start = start[: max(start.rfind(" "), 0)]  # half a token isn't recognized as one
     return " ".join("".join(map(_visible, start)).split())
 
 
@@ -91,7 +119,7 @@ def _visible(character: str) -> str:
     category = unicodedata.category(character)
     if character.isspace() or category.startswith("Z"):
         return " "
-    # Cc would forge log lines, Cf turns text around, and a lone surrogate (Cs) can't be written anywhere.
+    # Cc forges log lines, Cf reverses text, and a lone surrogate (Cs) can't be encoded.
     return "" if category.startswith("C") or character == "\ufffd" else character
 
 

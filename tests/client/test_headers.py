@@ -4,7 +4,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from airflow_provider_healthex.client.clocks import http_date, request_moment, retry_after, skew
+from airflow_provider_healthex.client.headers import http_date, request_moment, retry_after, skew
 
 UTC = timezone.utc
 NOW = datetime(2026, 11, 22, 17, 40, 5, tzinfo=UTC)
@@ -51,7 +51,7 @@ def test_requested_at_is_utc() -> None:
 
 
 @pytest.mark.parametrize("ahead", [1, -1])
-def test_a_date_is_believed_up_to_a_day_from_the_workers_clock(ahead: int) -> None:
+def test_a_date_counts_up_to_a_day_from_the_workers_clock(ahead: int) -> None:
     almost = NOW + ahead * timedelta(hours=23, minutes=59)
     assert request_moment(almost, NOW, 0) == almost
     assert request_moment(NOW + ahead * timedelta(days=1), NOW, 0) == NOW
@@ -62,6 +62,6 @@ def test_a_date_no_clock_can_show_is_ignored(date: datetime) -> None:
     assert request_moment(date.replace(tzinfo=UTC), NOW, 5) == NOW
 
 
-def test_the_skew_is_what_the_try_does_not_explain() -> None:
+def test_the_skew_leaves_out_the_time_the_try_took() -> None:
     assert skew(NOW + timedelta(seconds=90), NOW, 30) == timedelta(seconds=60)
     assert skew(None, NOW, 30) == timedelta(0)

@@ -1,4 +1,4 @@
-"""Many patients at once: each is asked once, a failure is one patient's alone, and nothing goes on for nothing."""
+"""Many patients at once: each is requested once, a failure is one patient's alone, and the circuit breaker opens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_healthex.client import ApiKey, HealthExClient, PatientUpdate, PatientUpdateFailure, StoredToken
-from airflow_provider_healthex.client.cohort import GIVE_UP_AFTER
+from airflow_provider_healthex.client.bulk import FAILURES_IN_A_ROW
 from airflow_provider_healthex.exceptions import (
     HealthExAuthenticationError,
     HealthExConfigurationError,
@@ -36,7 +36,7 @@ def by_patient(**replies: Reply) -> Callable[[Received], Reply | None]:
 
 
 def only(client: HealthExClient, ids: list[str], **arguments: Any) -> dict[str, Any]:
-    return {came.patient_id: came for came in client.update_patients(PROJECT, ids, **arguments)}
+    return {each.patient_id: each for each in client.update_patients(PROJECT, ids, **arguments)}
 
 
 def busiest_second(service: Service) -> int:
@@ -44,54 +44,54 @@ def busiest_second(service: Service) -> int:
     return max(sum(begin <= at < begin + 1 for at in times) for begin in times)
 
 
-def test_each_patient_is_asked_once_and_yielded_once(service: Service, client: HealthExClient) -> None:
-    came = list(client.update_patients(PROJECT, patients(50)))
-    assert sorted(each.patient_id for each in came) == patients(50)
-    assert all(isinstance(each, PatientUpdate) for each in came)
+def test_each_patient_is_requested_once_and_yielded_once(service: Service, client: HealthExClient) -> None:
+    results = list(client.update_patients(PROJECT, patients(50)))
+    assert sorted(each.patient_id for each in results) == patients(50)
+    assert all(isinstance(each, PatientUpdate) for each in results)
     assert service.asked() == dict.fromkeys(patients(50), 1)
 
 
-def test_who_is_named_twice_is_asked_once(service: Service, client: HealthExClient) -> None:
+def test_a_patient_given_twice_is_requested_once(service: Service, client: HealthExClient) -> None:
     assert len(list(client.update_patients(PROJECT, ["a", "b", "a", "b", "a"]))) == 2
     assert service.asked() == {"a": 1, "b": 1}
 
 
 def test_a_failure_is_one_patients_alone(service: Service, client: HealthExClient) -> None:
     service.answers_each(by_patient(patient_0003=status(404), patient_0007=closes()))
-    came = only(client, patients(20))
-    failures = {name: each for name, each in came.items() if isinstance(each, PatientUpdateFailure)}
+    results = only(client, patients(20))
+    failures = {name: each for name, each in results.items() if isinstance(each, PatientUpdateFailure)}
     assert {name: type(each.error) for name, each in failures.items()} == {
         "patient-0003": HealthExNotFoundError,
         "patient-0007": HealthExUpdateAmbiguousError,
     }
     assert failures["patient-0003"].project_id == PROJECT
-    assert len(came) == 20
+    assert len(results) == 20
     assert set(service.asked().values()) == {1}
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
-def test_no_more_are_asked_at_once_than_wanted(service: Service, connect: Connect, concurrency: int) -> None:
+def test_no_more_requests_are_in_flight_than_wanted(service: Service, connect: Connect, concurrency: int) -> None:
     service.answers(Reply(**{**vars(says(STARTED)), "after": 0.5}))
     only(connect(read_timeout=30), patients(concurrency + 1), max_concurrency=concurrency)
     assert service.most_at_once == concurrency
     assert service.connections <= concurrency
 
 
-def test_all_share_one_minted_token(service: Service, connect: Connect, api_key: ApiKey) -> None:
-    service.mints(says({"token": make_jwt()}))
+def test_all_patients_share_one_requested_token(service: Service, connect: Connect, api_key: ApiKey) -> None:
+    service.answers_token_requests(says({"token": make_jwt()}))
     only(connect(credentials=api_key), patients(30))
-    assert len(service.minted) == 1
+    assert len(service.token_requests) == 1
 
 
-def test_a_minted_token_that_is_refused_is_replaced_once_for_all(
+def test_a_rejected_requested_token_is_replaced_once_for_all_patients(
     service: Service, connect: Connect, api_key: ApiKey
 ) -> None:
     old, new = make_jwt(jti="old"), make_jwt(jti="new")
-    service.mints(says({"token": old}), says({"token": new}))
+    service.answers_token_requests(says({"token": old}), says({"token": new}))
     service.answers_each(lambda request: status(401) if old in request.headers["Authorization"] else None)
-    came = only(connect(credentials=api_key), patients(30))
-    assert all(isinstance(each, PatientUpdate) for each in came.values())
-    assert len(service.minted) == 2
+    results = only(connect(credentials=api_key), patients(30))
+    assert all(isinstance(each, PatientUpdate) for each in results.values())
+    assert len(service.token_requests) == 2
 
 
 def test_no_second_has_more_requests_than_the_limit(service: Service, connect: Connect) -> None:
@@ -100,72 +100,76 @@ def test_no_second_has_more_requests_than_the_limit(service: Service, connect: C
 
 
 @pytest.mark.parametrize("code", [429, 503])
-def test_one_that_is_turned_away_slows_all_down(service: Service, client: HealthExClient, code: int) -> None:
-    turned_away = [status(code, Retry_After="1")]
+def test_a_throttled_request_slows_all_down(service: Service, client: HealthExClient, code: int) -> None:
+    throttled = [status(code, Retry_After="1")]
 
     def reply(request: Received) -> Reply:
-        after_a_while = request.patient_id == "patient-0010" and turned_away
-        return turned_away.pop() if after_a_while else Reply(**{**vars(says(STARTED)), "after": 0.02})
+        after_a_while = request.patient_id == "patient-0010" and throttled
+        return throttled.pop() if after_a_while else Reply(**{**vars(says(STARTED)), "after": 0.02})
 
     service.answers_each(reply)
-    came = only(client, patients(40), max_concurrency=4)
-    assert all(isinstance(each, PatientUpdate) for each in came.values())
-    refused = next(each.at for each in service.received if each.patient_id == "patient-0010")
+    results = only(client, patients(40), max_concurrency=4)
+    assert all(isinstance(each, PatientUpdate) for each in results.values())
+    throttled_at = next(each.at for each in service.received if each.patient_id == "patient-0010")
     # Those already on their way may still arrive.
-    during = [each for each in service.received if refused + 0.05 < each.at < refused + 0.95]
+    during = [each for each in service.received if throttled_at + 0.05 < each.at < throttled_at + 0.95]
     assert during == []
     assert service.asked()["patient-0010"] == 2
     assert len(service.received) == 41
 
 
 @pytest.mark.parametrize(("code", "kind"), [(401, HealthExAuthenticationError), (403, HealthExPermissionError)])
-def test_what_is_refused_to_all_is_not_asked_for_all(
+def test_an_error_of_every_patient_opens_the_circuit_breaker(
     service: Service, client: HealthExClient, code: int, kind: type[Exception]
 ) -> None:
     service.answers_each(lambda request: status(code) if request.patient_id >= "patient-0100" else None)
-    came = only(client, patients(500), max_concurrency=4)
-    failures = [each for each in came.values() if isinstance(each, PatientUpdateFailure)]
+    results = only(client, patients(500), max_concurrency=4)
+    failures = [each for each in results.values() if isinstance(each, PatientUpdateFailure)]
     assert {type(each.error) for each in failures} == {kind}
     assert 1 <= len(failures) <= 8
-    assert set(came) == set(service.asked())
+    assert set(results) == set(service.asked())
 
 
-def test_a_service_that_is_down_is_given_up(connect: Connect) -> None:
-    came = only(connect(base_url=f"http://127.0.0.1:{closed_port()}"), patients(500), max_concurrency=4)
-    assert {type(each.error) for each in came.values()} == {HealthExConnectionError}
-    assert GIVE_UP_AFTER <= len(came) <= GIVE_UP_AFTER + 8
+def test_a_service_that_is_down_opens_the_circuit_breaker(connect: Connect) -> None:
+    results = only(connect(base_url=f"http://127.0.0.1:{closed_port()}"), patients(500), max_concurrency=4)
+    assert {type(each.error) for each in results.values()} == {HealthExConnectionError}
+    assert FAILURES_IN_A_ROW <= len(results) <= FAILURES_IN_A_ROW + 8
 
 
 def test_a_service_that_fails_every_update_makes_few_ambiguous(service: Service, client: HealthExClient) -> None:
     service.answers(status(500))
-    came = only(client, patients(500), max_concurrency=4)
-    assert GIVE_UP_AFTER <= len(came) == len(service.received) <= GIVE_UP_AFTER + 8
+    results = only(client, patients(500), max_concurrency=4)
+    assert FAILURES_IN_A_ROW <= len(results) == len(service.received) <= FAILURES_IN_A_ROW + 8
 
 
-def test_many_failures_with_answers_between_are_not_given_up(service: Service, client: HealthExClient) -> None:
+def test_answers_between_failures_keep_the_circuit_breaker_closed(service: Service, client: HealthExClient) -> None:
     service.answers_each(lambda request: None if request.patient_id.endswith("0") else status(500))
     assert len(only(client, patients(100), max_concurrency=1)) == 100
 
 
-def test_a_wait_beyond_all_patience_ends_it(service: Service, client: HealthExClient) -> None:
+def test_a_retry_after_beyond_the_longest_wait_opens_the_circuit_breaker(
+    service: Service, client: HealthExClient
+) -> None:
     service.answers(status(429, Retry_After="3600"))
-    came = only(client, patients(100), max_concurrency=2)
-    assert {type(each.error) for each in came.values()} == {HealthExRateLimitError}
+    results = only(client, patients(100), max_concurrency=2)
+    assert {type(each.error) for each in results.values()} == {HealthExRateLimitError}
     assert len(service.received) <= 4
 
 
-def test_after_a_stop_nobody_is_asked_and_waits_end(service: Service, client: HealthExClient) -> None:
+def test_after_a_cancel_no_patient_is_requested_and_waits_end(service: Service, client: HealthExClient) -> None:
     service.answers(says(STARTED), says(STARTED), says(STARTED), status(429, Retry_After="60"))
-    timer = threading.Timer(0.3, client.stop.set)
+    timer = threading.Timer(0.3, client.cancelled.set)
     timer.start()
     began = time.monotonic()
-    came = only(client, patients(100), max_concurrency=2)
+    results = only(client, patients(100), max_concurrency=2)
     assert time.monotonic() - began < 20
-    assert set(came) == set(service.asked())
-    assert len(came) <= 6
+    assert set(results) == set(service.asked())
+    assert len(results) <= 6
 
 
-def test_closing_it_ends_waits_and_asks_nobody_more(service: Service, client: HealthExClient) -> None:
+def test_closing_the_iterator_ends_waits_and_requests_no_more_patients(
+    service: Service, client: HealthExClient
+) -> None:
     service.answers(says(STARTED), status(429, Retry_After="60"))
     updates = client.update_patients(PROJECT, patients(100), max_concurrency=2)
     next(updates)
@@ -176,7 +180,7 @@ def test_closing_it_ends_waits_and_asks_nobody_more(service: Service, client: He
     time.sleep(0.2)
     assert len(service.received) == asked <= 4
     service.answers(says(STARTED))
-    assert not client.stop.is_set()
+    assert not client.cancelled.is_set()
 
 
 def test_it_runs_no_further_ahead_than_it_is_consumed(service: Service, client: HealthExClient) -> None:
@@ -200,8 +204,8 @@ def test_the_checkpoint_has_a_patient_before_the_request_and_until_the_outcome_i
         written.append(set(in_flight))
         assert set(service.asked()) - yielded <= written[-1]
 
-    for came in client.update_patients(PROJECT, patients(60), max_concurrency=4, checkpoint=checkpoint):
-        yielded.add(came.patient_id)
+    for result in client.update_patients(PROJECT, patients(60), max_concurrency=4, checkpoint=checkpoint):
+        yielded.add(result.patient_id)
     assert set().union(*written) == set(patients(60))
     assert max(map(len, written)) <= 4 + 1
     assert written[-1] == set()
@@ -218,7 +222,7 @@ def test_one_checkpoint_serves_several_requests(service: Service, client: Health
     assert len(calls) < 140
 
 
-def test_a_patient_who_waits_for_a_turn_is_not_in_the_checkpoint(service: Service, connect: Connect) -> None:
+def test_a_patient_waiting_for_the_rate_limit_is_not_in_the_checkpoint(service: Service, connect: Connect) -> None:
     ahead: list[int] = []
 
     def checkpoint(in_flight: Any) -> None:
@@ -228,7 +232,7 @@ def test_a_patient_who_waits_for_a_turn_is_not_in_the_checkpoint(service: Servic
     assert max(ahead) <= 2
 
 
-def test_a_patient_who_waits_for_a_retry_is_not_in_the_checkpoint(service: Service, client: HealthExClient) -> None:
+def test_a_patient_waiting_for_a_retry_is_not_in_the_checkpoint(service: Service, client: HealthExClient) -> None:
     service.answers(status(429, Retry_After="1"), says(STARTED))
     written: list[Any] = []
     list(client.update_patients(PROJECT, ["a"], checkpoint=written.append))
@@ -240,22 +244,22 @@ def test_a_patient_who_waits_for_a_retry_is_not_in_the_checkpoint(service: Servi
 
 def test_a_failing_checkpoint_ends_it_and_throws_no_answer_away(service: Service, client: HealthExClient) -> None:
     written: list[Any] = []
-    came: list[str] = []
+    results: list[str] = []
     service.answers(Reply(**{**vars(says(STARTED)), "after": 0.1}))
 
     def checkpoint(in_flight: Any) -> None:
-        if len(came) >= 5:
+        if len(results) >= 5:
             raise RuntimeError("the store is away")
         written.extend(in_flight)
 
     def consume() -> None:
         for each in client.update_patients(PROJECT, patients(60), max_concurrency=4, checkpoint=checkpoint):
-            came.append(each.patient_id)
+            results.append(each.patient_id)
 
     with pytest.raises(RuntimeError, match="away"):
         consume()
     assert set(service.asked()) <= set(written)
-    assert sorted(came) == sorted(service.asked().elements())
+    assert sorted(results) == sorted(service.asked().elements())
 
 
 def test_the_checkpoint_of_one_patient_is_called_around_each_try(service: Service, client: HealthExClient) -> None:
@@ -267,37 +271,35 @@ def test_the_checkpoint_of_one_patient_is_called_around_each_try(service: Servic
     assert written == [("a", 0), (1,), ("a", 1)]
 
 
-def test_a_token_that_is_refused_is_no_request_in_flight(service: Service, connect: Connect, api_key: ApiKey) -> None:
+def test_a_try_with_a_rejected_token_is_not_in_flight(service: Service, connect: Connect, api_key: ApiKey) -> None:
     old, new = make_jwt(jti="old"), make_jwt(jti="new")
-    service.mints(says({"token": old}), says({"token": new}))
+    service.answers_token_requests(says({"token": old}), says({"token": new}))
     service.answers_each(lambda request: status(401) if old in request.headers["Authorization"] else None)
     written: list[Any] = []
     connect(credentials=api_key).update_patient(PROJECT, "a", checkpoint=lambda each: written.append(list(each)))
     assert written == [["a"], [], ["a"]]
 
 
-def test_an_id_that_cannot_be_used_is_refused_with_its_position(service: Service, client: HealthExClient) -> None:
+def test_an_unusable_id_is_rejected_with_its_position(service: Service, client: HealthExClient) -> None:
     with pytest.raises(HealthExConfigurationError, match=r"^patient_ids\[2\] must not have a ZERO WIDTH SPACE"):
         client.update_patients(PROJECT, ["a", "b", "c\u200b", "d"])
     assert service.received == []
 
 
 @pytest.mark.parametrize("ids", ["patient", {"patient": 1}, None, 7, ["a", ""], ["a", 7], ["a", ".."]])
-def test_ids_that_cannot_be_used_are_refused_before_anybody_is_asked(
-    service: Service, client: HealthExClient, ids: Any
-) -> None:
+def test_unusable_ids_are_rejected_before_any_request(service: Service, client: HealthExClient, ids: Any) -> None:
     with pytest.raises(HealthExConfigurationError):
         client.update_patients(PROJECT, ids)
     assert service.received == []
 
 
 @pytest.mark.parametrize("concurrency", [0, -1, 33, 1.5, True, "8", None])
-def test_a_concurrency_that_cannot_be_used_is_refused(client: HealthExClient, concurrency: Any) -> None:
+def test_an_unusable_concurrency_is_rejected(client: HealthExClient, concurrency: Any) -> None:
     with pytest.raises(HealthExConfigurationError, match="max_concurrency"):
         client.update_patients(PROJECT, ["a"], max_concurrency=concurrency)
 
 
-def test_an_expired_token_is_told_at_once(service: Service, connect: Connect) -> None:
+def test_an_expired_token_is_reported_at_once(service: Service, connect: Connect) -> None:
     with pytest.raises(HealthExTokenError):
         connect(credentials=StoredToken(make_jwt(-300))).update_patients(PROJECT, ["a"])
     assert service.received == []

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from airflow_provider_healthex.client.text import LONGEST_DETAIL, clean, detail
+from airflow_provider_healthex.client.redaction import LONGEST_DETAIL, clean, detail
 
 from .loopback import make_jwt
 
@@ -39,7 +39,7 @@ def test_the_service_is_quoted_in_its_own_words(body: bytes, expected: str) -> N
         b"[" * 100_000,
     ],
 )
-def test_what_may_be_a_record_is_not_quoted(body: bytes) -> None:
+def test_a_possible_record_is_not_quoted(body: bytes) -> None:
     assert detail(body) == ""
 
 

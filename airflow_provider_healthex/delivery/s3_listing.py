@@ -123,7 +123,7 @@ class S3Poke:
             now = min(filter(None, moments), default=None)
         self._now = now or listing.clock()
 
-    def is_fresh(self, row: StoredObject, floor: datetime) -> bool:
+    def is_fresh(self, index: int, row: StoredObject, floor: datetime) -> bool:
         """Return whether an object was written since the request."""
         return row.last_modified >= floor
 

@@ -214,7 +214,7 @@ class SftpSource:
     How a feed lists everything under a path on a server: all of it at each poll.
 
     The server's clock is unknown: a delivery has settled when nothing of it has changed between polls for so long, by
-    ours. What was there at the first poll and isn't newer than ``since`` is not announced.
+    ours.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -235,9 +235,7 @@ class SftpSource:
             raise Obstacle(obstacles[0])
         self._is_first = False
         whole = [file for file in files if whole_name(file.key) == file.key]
-        latest = self._polled_at + FARTHEST_BEHIND
-        self.now = max((int(file.last_modified.timestamp()) for file in whole), default=int(self._polled_at))
-        self.now = min(self.now, int(latest))
+        self.now = int(self._polled_at) - FARTHEST_BEHIND
         take(sorted(whole))
 
     def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:

@@ -184,7 +184,8 @@ def scan(some: Iterable[Stretch], take: Take) -> Steps[datetime | None]:
         if is_last or position == len(ordered):
             return now
         follow = _request(pages.last, ordered[position], ordered[-1])
-        request = follow if rows else pages.next_request(request, page)
+        skips = follow["Prefix"] != request["Prefix"] or follow.get("StartAfter") != pages.last
+        request = follow if rows and skips else pages.next_request(request, page)
     return now
 
 

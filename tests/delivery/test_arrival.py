@@ -68,7 +68,7 @@ class TestEachPatient:
         ],
     )
     def test_is_decided_among_others_as_alone(self, objects, changes, has_arrived):
-        s3 = storage(**objects, **{"b_1": NOW, "ab_1": at(10)})
+        s3 = storage(**objects, b_1=NOW, ab_1=at(10))
         alone, cohort = waiting_for("a", **changes), waiting_for("b", "a", "c", **changes)
         s3.poke(alone)
         s3.poke(cohort)

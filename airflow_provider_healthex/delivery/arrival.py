@@ -107,8 +107,8 @@ class Poke(Protocol):
     def list(self, indices: Sequence[int], take: Take) -> Plan[None]:
         """Plan the requests; ``take`` gets the objects as they come."""
 
-    def is_fresh(self, row: StoredObject, floor: datetime) -> bool:
-        """Return whether an object was written since the request."""
+    def is_fresh(self, index: int, row: StoredObject, floor: datetime) -> bool:
+        """Return whether a patient's object was written since the request."""
 
     def quiet_for(self, index: int, fresh: Sequence[StoredObject], newest: datetime | None) -> float:
         """Return for how many seconds a patient's delivery has not changed; called once for each, at the end."""
@@ -217,7 +217,9 @@ class ArrivalWait:
         self.arrived.update(arrived)
         if not self.missing:
             return None
-        return Waiting((reason or self._reason(tallies)) + self._remark, self._unmatched(tallies))
+        if reason:
+            return Waiting(reason + self._remark)
+        return Waiting(self._reason(tallies) + self._remark, self._unmatched(tallies))
 
     def collect(self, indices: Iterable[int], take: Take) -> Plan[dict[int, Arrival]]:
         """
@@ -237,7 +239,7 @@ class ArrivalWait:
         seconds = self.listing.confirmation
         # Of two listings that must agree, the second one counts.
         tallies, poke = yield from self._list(indices, take if seconds is None else None)
-        arrived = self._judge(tallies, must_settle=must_settle)
+        arrived, self._remark = self._judge(tallies, must_settle=must_settle), poke.remark()
         if not arrived or seconds is None:
             return tallies, arrived, self._obstacle(poke, tallies)
         yield [Pause(seconds)]
@@ -256,7 +258,7 @@ class ArrivalWait:
         def take(index: int, rows: Sequence[StoredObject]) -> None:
             tally, floor = tallies[index], self._floors[index]
             found = [
-                seen.add(rows, target, rule.marker, lambda row: poke.is_fresh(row, floor))
+                seen.add(rows, target, rule.marker, lambda row: poke.is_fresh(index, row, floor))
                 for target, seen in zip(self.targets[index], tally.paths, strict=True)
             ]
             # Where paths overlap, an object belongs to both, and is counted once.
@@ -268,7 +270,6 @@ class ArrivalWait:
         yield from poke.list(indices, take)
         for index, tally in tallies.items():
             tally.quiet_for = poke.quiet_for(index, tally.rows, tally.last)
-        self._remark = poke.remark()
         return tallies, poke
 
     def _judge(self, tallies: Mapping[int, _Tally], *, must_settle: bool) -> dict[int, Arrival]:

@@ -111,7 +111,7 @@ class _Fresh:
 class Source(Protocol):
     """How everything under a path is listed, poll after poll, and by whose clock."""
 
-    #: The storage's time at the last listing, in epoch seconds.
+    #: The storage's time at the last listing, in epoch seconds; where that is unknown, what it is at least.
     now: int
 
     def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
@@ -161,6 +161,16 @@ class Feed:
         :param source: how and by whose clock it is listed.
         :returns: the deliveries to announce now, in the order they settled in, and what has been announced then.
         """
+        seen = yield from self._list(announced, source)
+        return self._decide(seen, announced, source)
+
+    def start(self, source: Source) -> Plan[Announced]:
+        """List everything under the path, and return what has been announced where all of it counts as announced."""
+        seen = yield from self._list(Announced((0, "~")), source)
+        newest = {digest: one.newest for digest, one in seen.items() if one.count}
+        return self._advance((0, "~"), newest, {}, set(), [], source.now)
+
+    def _list(self, announced: Announced, source: Source) -> Plan[dict[str, _Fresh]]:
         seen: dict[str, _Fresh] = {}
         reader = _Reader(self.path)
 
@@ -171,7 +181,7 @@ class Feed:
                     self._count(seen, values, reader.digest, seconds(row.last_modified), announced)
 
         yield from source.list(expand_literal(self.path), take)
-        return self._decide(seen, announced, source)
+        return seen
 
     @staticmethod
     def _count(

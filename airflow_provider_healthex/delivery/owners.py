@@ -24,11 +24,17 @@ class Owners:
     :param ids: of each patient the values of the path's other variables.
     :param targets: of each patient the filled path.
     :param marker: of the rule.
+    :param name: returns what an object that is still being written will be called.
     :raises HealthExConfigurationError: a marker would lie in a folder of several patients.
     """
 
     def __init__(
-        self, path: str, ids: Sequence[Mapping[str, str | None]], targets: Sequence[Target], marker: str | None
+        self,
+        path: str,
+        ids: Sequence[Mapping[str, str | None]],
+        targets: Sequence[Target],
+        marker: str | None,
+        name: Callable[[str], str] = str,
     ) -> None:
         # A marker need not match the glob, but lies where matching keys do.
         if marker and not names_patient("".join(path.rpartition("/")[:2]) + "*"):
@@ -36,7 +42,7 @@ class Owners:
                 f"marker={marker!r} is not supported with the path {path!r}: its folder belongs to several patients. "
                 "Put the patient's variable before the last '/', or give no marker."
             )
-        self._path, self._marker, self._targets = path, marker, targets
+        self._path, self._marker, self._targets, self._whole_name = path, marker, targets, name
         self._name, self._before, self._after = surroundings(path, wildcard=True)
         self._by_id: dict[str, list[int]] = {}
         for index, values in enumerate(ids):
@@ -53,7 +59,7 @@ class Owners:
             groups: dict[int, list[StoredObject]] = {}
             skipped = 0
             for row in rows:
-                found = self.of(row.key)
+                found = self.of(self._whole_name(row.key))
                 if len(found) == 1 and found[0] in wanted:
                     groups.setdefault(found[0], []).append(row)
                 skipped += len(found) > 1

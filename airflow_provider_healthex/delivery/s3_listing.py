@@ -26,15 +26,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from itertools import pairwise
 from os.path import commonprefix
-from typing import Any, NamedTuple
+from typing import Any
 
 from airflow_provider_healthex.delivery.arrival import Expectation
 from airflow_provider_healthex.delivery.owners import Owners
-from airflow_provider_healthex.delivery.plan import Plan, Steps, Take, alone
+from airflow_provider_healthex.delivery.plan import Plan, Steps, Take, alone, together
 from airflow_provider_healthex.delivery.rule import StoredObject
-from airflow_provider_healthex.delivery.template import Kind, Target
+from airflow_provider_healthex.delivery.stretches import Stretch, are_disjoint, stretches
+from airflow_provider_healthex.delivery.template import Target
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.moments import utc_now
 
@@ -42,10 +42,12 @@ Page = Mapping[str, Any]
 #: Arguments of a ``list_objects_v2``, without the bucket.
 Request = dict[str, Any]
 
+#: Paths that are listed side by side.
+WIDTH = 8
+
 #: So many pages without a row may follow each other.
 MAX_EMPTY_PAGES = 100
 
-_LAST_CHARACTER = "\U0010ffff"
 _UNSORTED = (
     "its keys are not in order: use a general purpose bucket; directory buckets (S3 Express) and some other stores "
     "list in no order"
@@ -113,10 +115,15 @@ class S3Poke:
         elif listing.is_everything:
             now = yield from alone(scan_all("", lambda rows: take(0, rows)))
         else:
-            now = yield from alone(scan((one for index in indices for one in listing.stretches[index]), take))
+            # A scan for each path: a policy may grant these prefixes (s3:prefix), and not what they have in common.
+            paths: dict[int, list[Stretch]] = {}
+            for one in (one for index in indices for one in listing.stretches[index]):
+                paths.setdefault(one.path, []).append(one)
+            moments = yield from together((scan(own, take) for own in paths.values()), WIDTH)
+            now = min(filter(None, moments), default=None)
         self._now = now or listing.clock()
 
-    def is_fresh(self, row: StoredObject, floor: datetime) -> bool:
+    def is_fresh(self, index: int, row: StoredObject, floor: datetime) -> bool:
         """Return whether an object was written since the request."""
         return row.last_modified >= floor
 
@@ -154,49 +161,6 @@ class S3Source:
         return {digest: self.now - newest for digest, (newest, _) in deliveries.items()}
 
 
-class Stretch(NamedTuple):
-    """
-    A stretch of keys: those with a prefix, or one key.
-
-    :param prefix: its literal start; Python's order of strings, by code point, is S3's order of their UTF-8.
-    :param exact: whether it is this one key.
-    :param owner: the position of the patient it belongs to.
-    """
-
-    prefix: str
-    exact: bool
-    owner: int
-
-    @property
-    def end(self) -> str:
-        """The least text that is greater than every key of the stretch."""
-        return self.prefix + "\0" if self.exact else self.prefix[:-1] + chr(ord(self.prefix[-1]) + 1)
-
-    @property
-    def start_after(self) -> str:
-        """The key to start after, to see the stretch's first key first: no key has that character."""
-        return self.prefix[:-1] + chr(ord(self.prefix[-1]) - 1) + _LAST_CHARACTER
-
-    def covers(self, other: Stretch) -> bool:
-        """Return whether every key of another stretch is one of this."""
-        return other.prefix == self.prefix if self.exact else other.prefix.startswith(self.prefix)
-
-
-def stretches(owner: int, targets: Iterable[Target]) -> list[Stretch]:
-    """Return where a patient's keys can be, without a stretch inside another."""
-    found: list[Stretch] = []
-    for each in sorted(Stretch(target.prefix, target.kind is Kind.KEY, owner) for target in targets):
-        if not (found and found[-1].covers(each)):
-            found.append(each)
-    return found
-
-
-def are_disjoint(some: Iterable[Stretch]) -> bool:
-    """Return whether no key lies in two stretches, so that each can be listed by itself."""
-    ordered = sorted(some)
-    return all(each.prefix for each in ordered) and all(a.end <= b.prefix for a, b in pairwise(ordered))
-
-
 def scan(some: Iterable[Stretch], take: Take) -> Steps[datetime | None]:
     """
     Walk disjoint stretches in key order.
@@ -220,7 +184,8 @@ def scan(some: Iterable[Stretch], take: Take) -> Steps[datetime | None]:
         if is_last or position == len(ordered):
             return now
         follow = _request(pages.last, ordered[position], ordered[-1])
-        request = follow if rows else pages.next_request(request, page)
+        skips = follow["Prefix"] != request["Prefix"] or follow.get("StartAfter") != pages.last
+        request = follow if rows and skips else pages.next_request(request, page)
     return now
 
 
@@ -285,7 +250,12 @@ def _request(cursor: str, stretch: Stretch, last: Stretch) -> Request:
     """Request what follows both the cursor and the stretch's start, and ends with the last of the stretches."""
     prefix = commonprefix([stretch.prefix, last.prefix])  # noqa: RUF071 - of keys, not of folders
     start_after = max(cursor, stretch.start_after)
-    return {"Prefix": prefix, **({"StartAfter": start_after} if start_after >= prefix else {})}
+    is_one_key = stretch.exact and stretch == last  # and sorts first among the keys that it is a prefix of
+    return {
+        "Prefix": prefix,
+        **({"StartAfter": start_after} if start_after >= prefix else {}),
+        **({"MaxKeys": 1} if is_one_key else {}),
+    }
 
 
 def _hand_out(

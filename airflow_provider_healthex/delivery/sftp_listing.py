@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,7 @@ from airflow_provider_healthex.delivery.owners import Owners
 from airflow_provider_healthex.delivery.plan import Plan, Steps, Take, together
 from airflow_provider_healthex.delivery.rule import StoredObject
 from airflow_provider_healthex.delivery.sftp_clock import FARTHEST_BEHIND, SftpClock, SftpClockPoke, moment
+from airflow_provider_healthex.delivery.stretches import are_disjoint, stretches
 from airflow_provider_healthex.delivery.template import Kind, Target, literal_prefix
 
 #: How uploading programs name a file that isn't whole yet.
@@ -116,9 +118,12 @@ class SftpListing:
         self.now = clock
         self.clock = SftpClock(expectation.rule.clock_skew)
         self.owners: Owners | None = None
-        if len({own[0].prefix for own in targets}) < len(targets):
-            ids = [patient.values for patient in expectation.patients]
-            self.owners = Owners(expectation.shared_path(), ids, [own[0] for own in targets], self.marker)
+        self.shared: list[Target] = []  # that show every patient's files once
+        paths = [one for index, own in enumerate(targets) for one in stretches(index, own)]
+        if len(targets) > 1 and not are_disjoint(paths):
+            ids, first = [patient.values for patient in expectation.patients], [own[0] for own in targets]
+            self.owners = Owners(expectation.shared_path(), ids, first, self.marker, whole_name)
+            self.shared = [first[one.path] for one in stretches(0, first)]
 
     def start(self) -> SftpPoke:
         """Start a poke."""
@@ -157,26 +162,34 @@ class SftpPoke:
                     continue
                 if name != file.key:
                     self._partial.setdefault(index, []).append(file)
-                elif clock.is_usable(file):
+                elif clock.is_usable(index, file):
                     whole.append(file)
             take(index, whole)
 
         is_first = listing.clock.first_poke is None
         if listing.owners is None:
-            wanted = [(index, one) for index in indices for one in outermost(listing.targets[index])]
+            wanted = [(index, listing.targets[index]) for index in indices]
             self._obstacles = yield from list_files(wanted, sort_out, is_first_poke=is_first)
         elif indices:
             owned = listing.owners.hand_out(set(indices), sort_out)
-            shared = [(0, listing.targets[0][0])]
-            yield from list_files(shared, lambda _, files: owned(files), is_first_poke=is_first)
-        clock.finish()
+            shared = [(position, [target]) for position, target in enumerate(listing.shared)]
+            found = yield from list_files(shared, lambda _, files: owned(files), is_first_poke=is_first)
+            self._obstacles = {
+                index: text
+                for position, text in found.items()
+                for index in indices
+                if listing.targets[index][0].prefix.startswith(listing.shared[position].prefix)
+            }
+        clock.finish([index for index in indices if index not in self._obstacles], self._obstacles)
 
-    def is_fresh(self, row: StoredObject, floor: datetime) -> bool:
+    def is_fresh(self, index: int, row: StoredObject, floor: datetime) -> bool:
         """Return whether a file was written since the request, as far as that can be known."""
-        return self._clock.is_fresh(row, floor)
+        return self._clock.is_fresh(index, row, floor)
 
     def quiet_for(self, index: int, fresh: Sequence[StoredObject], newest: datetime | None) -> float:
         """Return for how many seconds a patient's files have not changed, those still being written included."""
+        if index in self._obstacles:  # not seen isn't gone
+            return 0.0
         return self._clock.quiet_for(index, [*fresh, *self._partial.get(index, ())])
 
     def obstacle(self, index: int) -> str | None:
@@ -201,7 +214,7 @@ class SftpSource:
     How a feed lists everything under a path on a server: all of it at each poll.
 
     The server's clock is unknown: a delivery has settled when nothing of it has changed between polls for so long, by
-    ours. What was there at the first poll and isn't newer than ``since`` is not announced.
+    ours.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -216,15 +229,13 @@ class SftpSource:
         yield [Server()]
         self._polled_at, files = self._clock(), list[StoredObject]()
         obstacles = yield from list_files(
-            [(0, target)], lambda _, found: files.extend(found), is_first_poke=self._is_first
+            [(0, [target])], lambda _, found: files.extend(found), is_first_poke=self._is_first
         )
         if obstacles:
             raise Obstacle(obstacles[0])
         self._is_first = False
         whole = [file for file in files if whole_name(file.key) == file.key]
-        latest = self._polled_at + FARTHEST_BEHIND
-        self.now = max((int(file.last_modified.timestamp()) for file in whole), default=int(self._polled_at))
-        self.now = min(self.now, int(latest))
+        self.now = int(self._polled_at) - FARTHEST_BEHIND
         take(sorted(whole))
 
     def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
@@ -236,21 +247,12 @@ class SftpSource:
         return {digest: self._polled_at - since for digest, (_, since) in self._changes.items()}
 
 
-def outermost(targets: Sequence[Target]) -> list[Target]:
-    """Return the paths of a patient without those that lie below another one."""
-    found: list[Target] = []
-    for each in sorted(targets, key=lambda one: one.prefix):
-        if not any(one.kind is not Kind.KEY and each.prefix.startswith(one.prefix) for one in found):
-            found.append(each)
-    return found
-
-
 def _belongs(target: Target, name: str, marker: str | None) -> bool:
     return target.matches(name) or bool(marker and target.holds_marker(name, marker))
 
 
 def list_files(
-    targets: Iterable[tuple[int, Target]],
+    targets: Iterable[tuple[int, Sequence[Target]]],
     take: Take,
     *,
     is_first_poke: bool,
@@ -258,29 +260,37 @@ def list_files(
     """
     List the files of some patients.
 
-    :param targets: each with its patient's position.
-    :param take: called with a patient's position and the files below one of their targets.
+    :param targets: each patient's, with the patient's position.
+    :param take: called with a patient's position and all files below their targets.
     :param is_first_poke: whether a missing first folder is a mistake in the path, rather than trouble.
     :returns: by position, what prevented seeing a patient's files.
     :raises NoSuchRoot: at the first poke.
     """
     awaited = list(targets)
-    missing_roots = yield from _missing_roots({root for _, target in awaited if (root := _root(target))})
+    roots = {root for _, own in awaited for one in own if (root := _root(one))}
+    above = Counter(folder for _, own in awaited for one in own for folder in _folders_above(one))
+    shared = [Stat(folder) for folder, count in above.items() if count > 1]
+    followed = {root: Stat(root.rstrip("/"), follow=True) for root in sorted(roots)}
+    known = dict((yield from together(map(_stat, [*followed.values(), *shared]), WIDTH)))
+    missing_roots = {
+        root for root, request in followed.items() if (entry := known[request]) is None or entry.type not in _FOLDERS
+    }
     if missing_roots and is_first_poke:
         raise NoSuchRoot(min(missing_roots))
     obstacles: dict[int, str] = {}
 
-    def walk(index: int, target: Target) -> Steps[None]:
-        files: list[StoredObject] = []
+    def walk(index: int, own: Sequence[Target]) -> Steps[None]:
+        files: dict[str, StoredObject] = {}  # once, also where paths overlap
         try:
-            if (root := _root(target)) in missing_roots:
-                raise Obstacle(f"there is no folder {root} any more")
-            yield from _walk(target, files)
-            take(index, files)
+            for target in own:
+                if (root := _root(target)) in missing_roots:
+                    raise Obstacle(f"there is no folder {root} any more")
+                yield from _walk(target, known, files)
+            take(index, list(files.values()))
         except Obstacle as obstacle:
             obstacles[index] = str(obstacle)
 
-    yield from together((walk(index, target) for index, target in awaited), WIDTH)
+    yield from together((walk(index, own) for index, own in awaited), WIDTH)
     return obstacles
 
 
@@ -290,12 +300,8 @@ def whole_name(path: str) -> str:
     return path[: len(path) - len(ending)]
 
 
-def _missing_roots(roots: set[str]) -> Plan[set[str]]:
-    ordered = sorted(roots)
-    if not ordered:
-        return set()
-    entries = yield [Stat(root.rstrip("/"), follow=True) for root in ordered]
-    return {root for root, entry in zip(ordered, entries, strict=True) if entry is None or entry.type not in _FOLDERS}
+def _stat(request: Stat) -> Steps[tuple[Stat, Entry | None]]:
+    return request, (yield request)
 
 
 def _root(target: Target) -> str | None:
@@ -308,11 +314,15 @@ def _literal_folder(target: Target) -> str:
     return _folder_of(literal_prefix(target.template, wildcard=target.kind is Kind.PATTERN))
 
 
-def _walk(target: Target, files: list[StoredObject]) -> Steps[None]:
+def _folders_above(target: Target) -> Iterator[str]:
+    """Return the folders that a path leads through below its literal part."""
+    return _between(_literal_folder(target), _folder_of(target.prefix))
+
+
+def _walk(target: Target, known: Mapping[Stat, Entry | None], files: dict[str, StoredObject]) -> Steps[None]:
     """Collect a target's files."""
-    start = _folder_of(target.prefix)
-    for path in _between(_literal_folder(target), start):
-        entry: Entry | None = yield Stat(path)
+    for request in map(Stat, _folders_above(target)):
+        entry: Entry | None = known[request] if request in known else (yield request)
         if entry is None:
             return
         _refuse_link(entry)
@@ -325,10 +335,10 @@ def _walk(target: Target, files: list[StoredObject]) -> Steps[None]:
             if entry.type in _FILES:
                 _add(target.prefix, entry, files)
         return
-    yield from _descend(start, target.prefix, files)
+    yield from _descend(_folder_of(target.prefix), target.prefix, files)
 
 
-def _descend(start: str, prefix: str, files: list[StoredObject]) -> Steps[None]:
+def _descend(start: str, prefix: str, files: dict[str, StoredObject]) -> Steps[None]:
     """Collect the files whose paths begin with a prefix, in a folder and those below it; names end in "/"."""
     folders = [start]
     while folders:
@@ -362,10 +372,10 @@ def _refuse_link(entry: Entry) -> None:
         raise Obstacle(_LINKED)
 
 
-def _add(path: str, entry: Entry, files: list[StoredObject]) -> None:
+def _add(path: str, entry: Entry, files: dict[str, StoredObject]) -> None:
     if entry.modified is None:
         raise Obstacle(_NO_TIMES)
-    files.append(StoredObject(path, moment(entry.modified), entry.size))
+    files[path] = StoredObject(path, moment(entry.modified), entry.size)
 
 
 def _folder_of(path: str) -> str:

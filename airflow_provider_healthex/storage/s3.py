@@ -6,11 +6,10 @@ import asyncio
 import logging
 import re
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, wait
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from enum import Enum
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
@@ -19,14 +18,22 @@ from airflow.providers.common.compat.sdk import AirflowException
 from asgiref.sync import sync_to_async
 from botocore import exceptions as boto
 from botocore.handlers import VALID_BUCKET, VALID_S3_ARN
-from botocore.parsers import ResponseParserError
-from botocore.retries.standard import ThrottledRetryableChecker, TransientRetryableChecker
 
 from airflow_provider_healthex.delivery.hints import s3_hint
 from airflow_provider_healthex.delivery.plan import Plan, Steps, Waiting
 from airflow_provider_healthex.delivery.s3_listing import IncompleteListing, S3Listing, UnusableListing
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError, HealthExError
 from airflow_provider_healthex.hooks.connection import ConnectionNotFound, find_connection
+from airflow_provider_healthex.storage.aws_errors import (
+    ADVICE,
+    DENIALS,
+    Doing,
+    advice_for,
+    code_of,
+    is_transient,
+    operation_of,
+    service_of,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
@@ -81,103 +88,12 @@ def check_bucket_name(name: str) -> str:
     return name
 
 
-class _Doing(Enum):
-    """What was being done when an error came."""
-
-    OPENING = "opening a client"
-    LISTING = "ListObjectsV2"
-    DECIDING = "deciding"
-    WRITING = "PutObject"
-
-    @property
-    def operation(self) -> str:
-        """The operation, as AWS names it."""
-        return self.value
-
-    @property
-    def right(self) -> str:
-        """The right that it needs."""
-        return "s3:PutObject" if self is _Doing.WRITING else "s3:ListBucket"
-
-
 class _Unanswered(Exception):
     """A request took longer than its limit."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
         self.seconds = seconds
-
-
-_TRANSIENT_ERRORS = (
-    boto.ConnectionError,
-    boto.HTTPClientError,
-    boto.IncompleteReadError,
-    boto.CredentialRetrievalError,
-    boto.MetadataRetrievalError,
-    boto.TokenRetrievalError,
-    ResponseParserError,
-    asyncio.TimeoutError,
-    OSError,
-)
-#: Redirected while a new bucket's name spreads; timed out; in conflict with another operation; too early; throttled.
-_TRANSIENT_STATUSES = frozenset({307, 408, 409, 425, 429})
-#: What botocore itself retries.
-_RETRYABLE_CODES = frozenset(
-    code
-    for checker, name in (
-        (TransientRetryableChecker, "_TRANSIENT_ERROR_CODES"),
-        (ThrottledRetryableChecker, "_THROTTLED_ERROR_CODES"),
-    )
-    for code in getattr(checker, name, ())
-)
-#: Families of codes: throttled, timed out, an outage; a clock that is off, which is set again; credentials that have
-#: expired, as the next client gets others.
-_TRANSIENT_CODES = re.compile(
-    r"throttl|slow_?down|too_?many_?requests|(limit|rate)_?exceeded|time_?out|timed_?out|internal_?(error|failure)|"
-    r"unavailable|server_?(busy|error)|aborted|try_?again|"
-    r"time_?too_?skewed|request_?(expired|in_?the_?future)|"
-    r"expired_?token|token_?expired|token_?refresh_?required",
-    re.IGNORECASE,
-)
-#: Refusals that a role just attached, a token just replaced, or a credential endpoint that is away for a moment cause
-#: as well: they are final only where these credentials have never worked.
-_DENIALS = frozenset(
-    {
-        *("AccessDenied", "AccessDeniedException", "AllAccessDisabled", "InvalidToken", "NoCredentialsError"),
-        *("401", "403", "Forbidden", "Unauthorized"),
-    }
-)
-
-_KEYS = "correct the access key and secret of the connection"
-_REGION = "set the bucket's region as region_name, or in the connection's Extra"
-_CERTIFICATE = "check the endpoint's certificate, verify, and the CA bundle"
-_ADVICE = {
-    "NoSuchBucket": "create the bucket, or correct bucket_name",
-    "InvalidBucketName": "correct bucket_name",
-    "AccessDenied": "grant {right} on the bucket to these credentials",
-    "InvalidAccessKeyId": _KEYS,
-    "SignatureDoesNotMatch": _KEYS,
-    "InvalidToken": "renew the session token of the connection (aws_session_token)",
-    "PermanentRedirect": _REGION,
-    "AuthorizationHeaderMalformed": _REGION,
-    "IllegalLocationConstraintException": _REGION,
-    "NoCredentialsError": "give it an AWS connection, or credentials in its environment",
-    "ParamValidationError": "correct bucket_name",
-    "SSLError": _CERTIFICATE,
-    "OSError": _CERTIFICATE,
-    "FileNotFoundError": _CERTIFICATE,
-}
-#: The operations by which botocore comes by credentials, and whose they are.
-_CREDENTIAL_SERVICES = {
-    "AssumeRole": "STS",
-    "AssumeRoleWithSAML": "STS",
-    "AssumeRoleWithWebIdentity": "STS",
-    "GetCallerIdentity": "STS",
-    "GetFederationToken": "STS",
-    "GetSessionToken": "STS",
-    "GetRoleCredentials": "SSO",
-    "CreateToken": "SSO OIDC",
-}
 
 
 @dataclass(frozen=True)
@@ -259,7 +175,7 @@ class _Bucket:
         """Return what a trigger needs to list this bucket."""
         return {"bucket_name": self.name, "aws": asdict(self.access)}
 
-    def _judge(self, error: Exception, doing: _Doing) -> Waiting:
+    def _judge(self, error: Exception, doing: Doing) -> Waiting:
         """
         Return a transient error as a reason to wait, and raise any other.
 
@@ -272,36 +188,36 @@ class _Bucket:
             return Waiting(f"S3 did not answer the {self.component} within {error.seconds:g} s; {_RETRYING}")
         if isinstance(error, IncompleteListing):
             return Waiting(f"S3 returned an incomplete listing to the {self.component} ({error}); {_RETRYING}")
-        code, operation = _code(error), _operation(error, doing)
-        tried = code in _DENIALS and self.listed and doing is not _Doing.WRITING
-        if doing is _Doing.DECIDING or not (tried or _is_transient(error, code)):
+        code, operation = code_of(error), operation_of(error, doing)
+        tried = code in DENIALS and self.listed and doing is not Doing.WRITING
+        if doing is Doing.DECIDING or not (tried or is_transient(error)):
             raise self._permanent(error, doing)
-        service = _CREDENTIAL_SERVICES.get(operation, "S3")
+        service = service_of(operation)
         if isinstance(error, boto.ClientError):
             named = "" if operation == doing.operation else f" ({operation})"
             return Waiting(f"{service} returned {code} to the {self.component}{named}; {_RETRYING}")
         return Waiting(f"{service} did not answer the {self.component} ({code}); {_RETRYING}")
 
-    def _permanent(self, error: Exception, doing: _Doing) -> Exception:
+    def _permanent(self, error: Exception, doing: Doing) -> Exception:
         """Return what to raise for a permanent error; an error that is none of S3's is itself."""
         if isinstance(error, HealthExConfigurationError) and not isinstance(error, UnusableListing):
             return error
-        code, operation = _code(error), _operation(error, doing)
-        service = _CREDENTIAL_SERVICES.get(operation, "S3")
+        code, operation = code_of(error), operation_of(error, doing)
+        service = service_of(operation)
         where = f"bucket {self.name!r}, aws_conn_id {self.access.aws_conn_id!r}"
-        advice = _advice(code, service, operation, doing)
+        advice = advice_for(code, operation, doing)
         if isinstance(error, UnusableListing):
             text = f"S3 returned an unusable listing to the {self.component} ({where}): {error}."
         elif isinstance(error, boto.ClientError):
             text = f"{service} returned {code} to the {self.component} ({operation}, {where}): {advice}."
-        elif doing is _Doing.OPENING and isinstance(error, (ValueError, TypeError)):
+        elif doing is Doing.OPENING and isinstance(error, (ValueError, TypeError)):
             text = (
                 f"The {self.component} can make no S3 client of aws_conn_id {self.access.aws_conn_id!r}: correct its "
                 "settings, such as endpoint_url, which must begin with https:// or http://."
             )
-        elif isinstance(error, (boto.BotoCoreError, AirflowException)) or code in _ADVICE:
+        elif isinstance(error, (boto.BotoCoreError, AirflowException)) or code in ADVICE:
             text = f"{code} on the {self.component} ({operation}, {where}): {advice}."
-        elif doing in (_Doing.OPENING, _Doing.DECIDING):
+        elif doing in (Doing.OPENING, Doing.DECIDING):
             return error
         else:
             text = (
@@ -309,12 +225,6 @@ class _Bucket:
                 "endpoint an S3 server?"
             )
         return HealthExConfigurationError(text)
-
-
-def _advice(code: str, service: str, operation: str, doing: _Doing) -> str:
-    if service == "STS" and code in _DENIALS:
-        return f"let these credentials call sts:{operation} for the role of the connection"
-    return _ADVICE.get(code, f"see the code in the {service} documentation").format(right=doing.right)
 
 
 _RETRYING = "retrying at the next poke"
@@ -332,16 +242,16 @@ class Bucket(_Bucket):
         :returns: that, or a `Waiting` after a transient error; the next poke then has a new session.
         :raises HealthExConfigurationError: for a permanent error.
         """
-        doing = _Doing.OPENING
+        doing = Doing.OPENING
         try:
             client = self._client = self._client or self._open()
-            doing = _Doing.DECIDING
+            doing = Doing.DECIDING
             batch = next(plan)
             while True:
-                doing = _Doing.LISTING
+                doing = Doing.LISTING
                 calls = [partial(client.list_objects_v2, Bucket=self.name, **request) for request in batch]
                 answers = _within(REQUEST_LIMIT, *calls)
-                self.listed, doing = True, _Doing.DECIDING
+                self.listed, doing = True, Doing.DECIDING
                 batch = plan.send(answers)
         except StopIteration as end:
             self.listed = True
@@ -358,10 +268,10 @@ class Bucket(_Bucket):
         :raises HealthExConfigurationError: for a permanent error.
         :raises HealthExError: for a transient one.
         """
-        doing = _Doing.OPENING
+        doing = Doing.OPENING
         try:
             client = self._open()
-            doing = _Doing.WRITING
+            doing = Doing.WRITING
             _within(WRITE_LIMIT, partial(client.put_object, Bucket=self.name, Key=key, Body=body))
             return
         except Exception as error:
@@ -391,16 +301,16 @@ class AsyncBucket(_Bucket):
 
     async def run(self, plan: Plan[T]) -> T | Waiting:
         """Do what `Bucket.run` does."""
-        doing = _Doing.OPENING
+        doing = Doing.OPENING
         try:
             client = self._client = self._client or await _within_async(REQUEST_LIMIT, self._open())
-            doing = _Doing.DECIDING
+            doing = Doing.DECIDING
             batch = next(plan)
             while True:
-                doing = _Doing.LISTING
-                calls = (client.list_objects_v2(Bucket=self.name, **request) for request in batch)
-                answers = await _within_async(REQUEST_LIMIT, asyncio.gather(*calls))
-                self.listed, doing = True, _Doing.DECIDING
+                doing = Doing.LISTING
+                calls = [client.list_objects_v2(Bucket=self.name, **request) for request in batch]
+                answers = await _within_async(REQUEST_LIMIT, _together(calls))
+                self.listed, doing = True, Doing.DECIDING
                 batch = plan.send(answers)
         except StopIteration as end:
             self.listed = True
@@ -428,7 +338,10 @@ def _within(seconds: float, *calls: Callable[[], T]) -> list[T]:
 
     for call, outcome in zip(calls, outcomes, strict=True):
         threading.Thread(target=run, args=(call, outcome), name="healthex-s3", daemon=True).start()
-    if wait(outcomes, seconds).not_done:
+    done, running = wait(outcomes, seconds, return_when=FIRST_EXCEPTION)
+    for outcome in done:
+        outcome.result()  # raises what failed
+    if running:
         raise _Unanswered(seconds)
     return [outcome.result() for outcome in outcomes]
 
@@ -444,25 +357,12 @@ async def _within_async(seconds: float, call: Awaitable[T]) -> T:
     raise _Unanswered(seconds)
 
 
-def _code(error: Exception) -> str:
-    if isinstance(error, boto.ClientError):
-        return str(error.response.get("Error", {}).get("Code", "")) or "no code"
-    return type(error).__name__
-
-
-def _operation(error: Exception, doing: _Doing) -> str:
-    """Return the operation that failed, as botocore reports it: credentials are fetched within another one."""
-    return str(error.operation_name) if isinstance(error, boto.ClientError) else doing.operation
-
-
-def _is_transient(error: Exception, code: str) -> bool:
-    if isinstance(error, boto.ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
-        by_code = code in _RETRYABLE_CODES or bool(_TRANSIENT_CODES.search(code))
-        return by_code or status in _TRANSIENT_STATUSES or status >= 500
-    return isinstance(error, _TRANSIENT_ERRORS) and not _is_about_certificates(error)
-
-
-def _is_about_certificates(error: Exception) -> bool:
-    """Whether no later poke can trust the server either: its certificate, or our bundle, is not what it should be."""
-    return isinstance(error, FileNotFoundError) or "certificate" in str(error).lower()
+async def _together(calls: Sequence[Awaitable[T]]) -> list[T]:
+    """Return what calls return; after an error no request of them goes on, as the client is about to be closed."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -6,8 +6,7 @@ import asyncio
 from datetime import datetime
 from typing import Any
 
-from airflow_provider_healthex.delivery.feed import Announced, Source, expand_literal
-from airflow_provider_healthex.delivery.plan import Plan
+from airflow_provider_healthex.delivery.feed import Announced, Source
 from airflow_provider_healthex.delivery.sftp_listing import CONFIRMATION, SftpSource
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.storage.sftp import TRIGGERER, AsyncSftpServer
@@ -47,7 +46,7 @@ class HealthExSftpDeliveryTrigger(DeliveryTrigger):
         ``{healthexPatientId}`` or ``{externalId}``. Separate variables by ``/``. No globs.
     :param quiet_period: seconds, 300 by default.
     :param since: the start, an ISO string or a datetime, with a time zone, compared with the server's times. Without
-        one, the newest file of the first poll: what was there then is not announced.
+        one, what is there at the first poll is not announced.
     :param poke_interval: seconds between two polls, 120 by default.
     :param sftp_conn_id: the connection of type SFTP.
     :raises HealthExConfigurationError: for an argument that can't be used.
@@ -76,13 +75,9 @@ class HealthExSftpDeliveryTrigger(DeliveryTrigger):
     async def _start(self, storage: Any, source: Source) -> Announced:
         if self._since is not None:
             return await super()._start(storage, source)
-        while (newest := await self._list(storage, self._newest(source))) is None:
+        while (announced := await self._list(storage, self._feed.start(source))) is None:
             await asyncio.sleep(self.poke_interval)
-        return Announced((newest, "~"))
-
-    def _newest(self, source: Source) -> Plan[int]:
-        yield from source.list(expand_literal(self.path), lambda files: None)
-        return source.now
+        return announced
 
     def _open(self) -> AsyncSftpServer:
         return AsyncSftpServer(self.sftp_conn_id, TRIGGERER)

@@ -1,4 +1,4 @@
-"""How S3 is asked: what passes is waited for, what doesn't is refused by name; by boto3 and aiobotocore alike."""
+"""Listing S3 and writing to it: transient errors are waited for, permanent ones name what failed; by both clients."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 import s3_faults as s3
-from airflow_provider_healthex.delivery.listing import look
+from delivery.stores import Poked
 from support import aws_connection, s3_client
 
-from airflow_provider_healthex import s3 as module
-from airflow_provider_healthex.delivery import Arrived, Expectation, Waiting, expand
+from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
+from airflow_provider_healthex.storage import s3 as module
 from airflow_provider_healthex.storage.s3 import TRIGGERER, WORKER, AsyncBucket, AwsAccess, Bucket
 
 SECRET = "secret-of-the-test"
@@ -30,7 +30,7 @@ EXTERNAL_ID = "external-7"
 ACCESS = AwsAccess(
     "deliveries",
     region_name="us-east-1",
-    # botocore would repeat transient errors by itself, and hide what we make of them.
+    # botocore would retry transient errors by itself, and hide what we make of them.
     botocore_config={"retries": {"total_max_attempts": 1}, "connect_timeout": 2, "read_timeout": 2},
 )
 IMPATIENT = replace(ACCESS, botocore_config={**ACCESS.botocore_config, "read_timeout": 0.2})
@@ -68,26 +68,39 @@ PERMANENT = {
 }
 
 
-def expected(path: str = "d/", **changes) -> Expectation:
-    return Expectation(**{"targets": (expand(path, {}),), "since": LONG_AGO, "quiet_period": 0, **changes})
+def expected(*paths: str, external_id: str | None = None, quiet_period: float = 0, **rule) -> Expectation:
+    patient = Patient(None, LONG_AGO, external_id)
+    return Expectation(paths or ("d/",), {}, (patient,), ArrivalRule(quiet_period=quiet_period, **rule))
+
+
+def one_poke():
+    """Plan a poke of a wait of its own."""
+    return ArrivalWait(expected(), Bucket.listing).poke()
 
 
 class OnWorker:
-    """A bucket and its looks, as a worker has them."""
+    """A bucket and its pokes, as a worker has them."""
 
     component = WORKER
 
     def __init__(self, name: str = "bucket", access: AwsAccess = ACCESS, **kwargs) -> None:
         self.bucket = Bucket(name, access, self.component, **kwargs)
 
-    def look(self, expectation: Expectation | None = None) -> Arrived | Waiting:
-        return self.bucket.look(look(expectation or expected()))
+    def run(self, plan):
+        return self.bucket.run(plan)
+
+    def poke(self, expectation: Expectation | None = None) -> Poked:
+        """Check once, in a wait of its own."""
+        wait = ArrivalWait(expectation or expected(), self.bucket.listing)
+        objects: dict = {}
+        waiting = self.run(wait.poke(lambda index, rows: objects.setdefault(index, []).extend(rows)))
+        return Poked(waiting, objects, wait.arrived)
 
     def close(self) -> None:
         pass
 
 
-class OnTriggerer:
+class OnTriggerer(OnWorker):
     """The same as a triggerer has them: on an event loop of its own."""
 
     component = TRIGGERER
@@ -96,8 +109,8 @@ class OnTriggerer:
         self.bucket = AsyncBucket(name, access, self.component, **kwargs)
         self.runner = asyncio.Runner()
 
-    def look(self, expectation: Expectation | None = None) -> Arrived | Waiting:
-        return self.runner.run(self.bucket.look(look(expectation or expected())))
+    def run(self, plan):
+        return self.runner.run(self.bucket.run(plan))
 
     def close(self) -> None:
         self.runner.run(self.bucket.__aexit__())
@@ -138,14 +151,14 @@ def without_credentials(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
 
 
-def everything_told(error: BaseException | None) -> str:
+def every_text(error: BaseException | None) -> str:
     """Return the texts of an error, its causes and its contexts."""
-    return f"{error!r} {everything_told(error.__cause__)} {everything_told(error.__context__)}" if error else ""
+    return f"{error!r} {every_text(error.__cause__)} {every_text(error.__context__)}" if error else ""
 
 
 def refused(bucket) -> str:
     with pytest.raises(HealthExConfigurationError) as caught:
-        bucket.look()
+        bucket.poke()
     assert SECRET not in str(caught.value)
     assert "test-key" not in str(caught.value)
     return str(caught.value)
@@ -169,7 +182,7 @@ class TestOnARealServer:
     def test_what_was_put_has_arrived(self, opened, bucket):
         stamp = bucket.put("d/a.json", b"12345")
         bucket.put("x/b.json")
-        (row,) = opened(bucket.name).look().objects
+        (row,) = opened(bucket.name).poke().objects[0]
         assert (row.key, row.size, row.last_modified) == ("d/a.json", 5, stamp)
 
     def test_its_times_are_utcs_wherever_the_machine_is(self, opened, bucket, monkeypatch):
@@ -177,7 +190,7 @@ class TestOnARealServer:
         monkeypatch.setenv("TZ", "Asia/Tokyo")
         time.tzset()
         try:
-            (row,) = opened(bucket.name).look().objects
+            (row,) = opened(bucket.name).poke().objects[0]
         finally:
             monkeypatch.delenv("TZ")
             time.tzset()
@@ -186,23 +199,23 @@ class TestOnARealServer:
 
     def test_its_clock_is_the_servers(self, opened, bucket):
         bucket.put("d/a.json")
-        verdict = opened(bucket.name).look(expected(quiet_period=3600))
+        verdict = opened(bucket.name).poke(expected(quiet_period=3600))
         assert verdict.reason.startswith("1 fresh object, settling: ")
 
-    def test_a_look_over_more_than_a_page_gives_all(self, opened, more_than_a_page):
-        assert len(opened(more_than_a_page).look().objects) == 1_003
+    def test_a_poke_over_more_than_a_page_sees_all(self, opened, more_than_a_page):
+        assert len(opened(more_than_a_page).poke().keys) == 1_003
 
-    def test_one_key_is_told_from_its_longer_namesake(self, opened, bucket):
+    def test_one_key_is_told_from_a_longer_one(self, opened, bucket):
         bucket.put("d/a.json.part")
-        assert opened(bucket.name).look(expected("d/a.json")) == Waiting("no objects at d/a.json")
+        assert opened(bucket.name).poke(expected("d/a.json")).reason == "no objects at d/a.json"
         bucket.put("d/a.json")
-        assert [row.key for row in opened(bucket.name).look(expected("d/a.json")).objects] == ["d/a.json"]
+        assert opened(bucket.name).poke(expected("d/a.json")).keys == ["d/a.json"]
 
-    def test_one_bucket_looks_again_and_again(self, opened, bucket):
+    def test_one_bucket_is_listed_again_and_again(self, opened, bucket):
         watched = opened(bucket.name)
-        assert watched.look() == Waiting("no objects under d/")
+        assert watched.poke().reason == "no objects under d/"
         bucket.put("d/a.json")
-        assert isinstance(watched.look(), Arrived)
+        assert watched.poke().waiting is None
 
     def test_a_missing_bucket_is_refused_by_name(self, opened, bucket):
         missing = opened("no-such-bucket")
@@ -213,7 +226,7 @@ class TestOnARealServer:
 
     def test_a_bucket_that_vanished_is_refused_although_it_was_listed(self, opened, bucket):
         watched = opened(bucket.name)
-        watched.look()
+        watched.poke()
         bucket.client.delete_bucket(Bucket=bucket.name)
         assert "NoSuchBucket" in refused(watched)
 
@@ -232,9 +245,9 @@ class TestOnARealServer:
 
 
 class TestRequests:
-    def test_a_look_lists_and_nothing_else(self, opened, faulty):
+    def test_a_poke_lists_and_nothing_else(self, opened, faulty):
         faulty.script(s3.listing("d/1", token="t/1+2="), s3.listing("d/2"))
-        assert [row.key for row in opened().look().objects] == ["d/1", "d/2"]
+        assert opened().poke().keys == ["d/1", "d/2"]
         first, second = faulty.requests
         assert (first.method, first.path) == ("GET", "/bucket")
         assert first.query["prefix"] == second.query["prefix"] == "d/"
@@ -243,69 +256,68 @@ class TestRequests:
 
     def test_keys_come_as_they_are(self, opened, faulty):
         faulty.script(s3.listing("d/a b&c+ü.json"))
-        assert [row.key for row in opened().look().objects] == ["d/a b&c+ü.json"]
+        assert opened().poke().keys == ["d/a b&c+ü.json"]
 
     def test_without_a_date_the_local_clock_counts(self, opened, faulty):
         faulty.script(s3.listing("d/1", modified=datetime.now(timezone.utc) - timedelta(hours=1), date=None))
-        assert isinstance(opened().look(expected(quiet_period=300)), Arrived)
+        assert opened().poke(expected(quiet_period=300)).waiting is None
 
     def test_with_a_date_the_local_clock_does_not(self, opened, faulty):
         written = datetime(2020, 5, 4, 3, 2, 0, tzinfo=timezone.utc)
         faulty.script(s3.listing("d/1", modified=written, date="Mon, 04 May 2020 03:02:10 GMT"))
-        verdict = opened().look(expected(quiet_period=300))
-        assert verdict == Waiting("1 fresh object, settling: 290 s of 300 s left")
+        verdict = opened().poke(expected(quiet_period=300))
+        assert verdict.reason == "1 fresh object, settling: 290 s of 300 s left"
 
 
 @pytest.mark.parametrize("trouble", TRANSIENT)
-class TestWhatPasses:
-    def test_is_waited_for_and_the_next_look_succeeds(self, opened, faulty, trouble):
+class TestTransientErrors:
+    def test_are_waited_for_and_the_next_poke_succeeds(self, opened, faulty, trouble):
         faulty.script(TRANSIENT[trouble], s3.listing("d/1"))
         watched = opened()
-        verdict = watched.look()
-        assert isinstance(verdict, Waiting)
+        verdict = watched.poke()
         code = trouble.partition(" ")[0]
         assert verdict.reason == f"S3 returned {code} to the {watched.component}; retrying at the next poke"
         assert len(faulty.requests) == 1
-        assert [row.key for row in watched.look().objects] == ["d/1"]
+        assert watched.poke().keys == ["d/1"]
 
-    def test_on_a_later_page_is_waited_for_and_the_next_look_begins_anew(self, opened, faulty, trouble):
+    def test_on_a_later_page_are_waited_for_and_the_next_poke_begins_anew(self, opened, faulty, trouble):
         faulty.script(s3.listing("d/1", token="t"), TRANSIENT[trouble], s3.listing("d/2"))
         watched = opened()
-        assert isinstance(watched.look(), Waiting)
-        assert [row.key for row in watched.look().objects] == ["d/2"]
+        assert watched.poke().waiting
+        assert watched.poke().keys == ["d/2"]
         assert "continuation-token" not in faulty.requests[-1].query
 
 
-class TestWhatPassesOnceMore:
+class TestOtherTransientErrors:
     def test_a_reset_connection(self, opened, faulty):
         faulty.script([s3.RESET] * 9)  # aiohttp repeats a GET of its own
         watched = opened()
         # aiobotocore calls it an EndpointConnectionError.
         assert re.search(
-            rf"the {watched.component} \((ConnectionClosed|EndpointConnection)Error\)", watched.look().reason
+            rf"the {watched.component} \((ConnectionClosed|EndpointConnection)Error\)", watched.poke().reason
         )
         faulty.clear()
         faulty.script(s3.listing("d/1"))
-        assert isinstance(watched.look(), Arrived)
+        assert watched.poke().waiting is None
 
     def test_a_connection_closed_within_an_answer(self, opened, faulty):
         faulty.script(s3.CUT_OFF, s3.listing("d/1"))
         watched = opened()
-        reason = watched.look().reason  # boto3 makes a 500 of it
+        reason = watched.poke().reason  # boto3 makes a 500 of it
         assert re.match(rf"S3 (returned 500 to|did not answer) the {watched.component}\b", reason)
-        assert isinstance(watched.look(), Arrived)
+        assert watched.poke().waiting is None
 
     def test_silence(self, opened, faulty):
         faulty.script(s3.SILENCE, s3.listing("d/1"))
         watched = opened(access=IMPATIENT)
-        assert "ReadTimeoutError" in watched.look().reason
-        assert isinstance(watched.look(), Arrived)
+        assert "ReadTimeoutError" in watched.poke().reason
+        assert watched.poke().waiting is None
 
     def test_nobody_listening(self, opened, monkeypatch):
         connect(monkeypatch, s3.closed_port_url())
         watched = opened()
         assert (
-            watched.look().reason
+            watched.poke().reason
             == f"S3 did not answer the {watched.component} (EndpointConnectionError); retrying at the next poke"
         )
 
@@ -313,27 +325,27 @@ class TestWhatPassesOnceMore:
         """A new session reads the connection anew, as it must for new credentials."""
         connect(monkeypatch, s3.closed_port_url())
         watched = opened()
-        assert isinstance(watched.look(), Waiting)
+        assert watched.poke().waiting
         connect(monkeypatch, faulty.endpoint_url)
         faulty.script(s3.listing("d/1"))
-        assert isinstance(watched.look(), Arrived)
+        assert watched.poke().waiting is None
 
     def test_a_credential_endpoint_that_is_away(self, opened, faulty, without_credentials, monkeypatch):
         monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
         monkeypatch.setenv("AIRFLOW_CONN_DELIVERIES", aws_connection(faulty.endpoint_url).replace("test-key", ""))
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", s3.closed_port_url())
-        assert "CredentialRetrievalError" in opened().look().reason
+        assert "CredentialRetrievalError" in opened().poke().reason
 
     def test_a_listing_that_failed_has_not_listed(self, opened, faulty):
         faulty.script(s3.SLOW_DOWN, s3.ACCESS_DENIED)
         watched = opened()
-        watched.look()
+        watched.poke()
         assert "AccessDenied" in refused(watched)
 
 
-class TestWhatDoesNotPass:
+class TestPermanentErrors:
     @pytest.mark.parametrize("code", PERMANENT)
-    def test_is_refused_with_who_where_what_and_what_to_do(self, opened, faulty, code):
+    def test_name_component_operation_bucket_and_advice(self, opened, faulty, code):
         answer, advice = PERMANENT[code]
         faulty.script(answer)
         watched = opened()
@@ -346,27 +358,27 @@ class TestWhatDoesNotPass:
         assert len(faulty.requests) == 1
 
     @pytest.mark.parametrize("code", sorted(PERMANENT.keys() - {"AccessDenied", "InvalidToken"}))
-    def test_is_refused_after_a_success_too(self, opened, faulty, code):
+    def test_are_permanent_after_a_success_too(self, opened, faulty, code):
         faulty.script(s3.EMPTY, PERMANENT[code][0])
         watched = opened()
-        watched.look()
+        watched.poke()
         assert code in refused(watched)
 
     @pytest.mark.parametrize("code", ["AccessDenied", "InvalidToken"])
-    def test_a_denial_after_a_success_passes(self, opened, faulty, code):
+    def test_a_denial_after_a_success_is_transient(self, opened, faulty, code):
         faulty.script(s3.EMPTY, PERMANENT[code][0], s3.listing("d/1"))
         watched = opened()
-        watched.look()
-        assert watched.look().reason == f"S3 returned {code} to the {watched.component}; retrying at the next poke"
-        assert isinstance(watched.look(), Arrived)
+        watched.poke()
+        assert watched.poke().reason == f"S3 returned {code} to the {watched.component}; retrying at the next poke"
+        assert watched.poke().waiting is None
 
-    def test_a_denial_passes_where_an_earlier_poke_had_listed(self, opened, faulty):
+    def test_a_denial_is_transient_where_an_earlier_poke_had_listed(self, opened, faulty):
         faulty.script(s3.ACCESS_DENIED)
-        assert isinstance(opened(listed=True).look(), Waiting)
+        assert opened(listed=True).poke().waiting
 
-    def test_a_denial_on_the_second_page_passes_as_the_first_was_listed(self, opened, faulty):
+    def test_a_denial_on_the_second_page_is_transient_as_the_first_was_listed(self, opened, faulty):
         faulty.script(s3.listing("d/1", token="t"), s3.ACCESS_DENIED)
-        assert isinstance(opened().look(), Waiting)
+        assert opened().poke().waiting
 
     def test_no_credentials(self, opened, faulty, without_credentials, monkeypatch):
         monkeypatch.setenv("AIRFLOW_CONN_DELIVERIES", aws_connection(faulty.endpoint_url).replace("test-key", ""))
@@ -387,7 +399,7 @@ class TestWhatDoesNotPass:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.endpoint_url)
         faulty.script(s3.listing("d/1"))
-        assert isinstance(opened(access=replace(ACCESS, aws_conn_id=nameless)).look(), Arrived)
+        assert opened(access=replace(ACCESS, aws_conn_id=nameless)).poke().waiting is None
 
     @pytest.mark.parametrize("endpoint_url", ["minio:9000", "127.0.0.1:9000", "not an url"])
     def test_an_endpoint_that_is_no_url(self, opened, monkeypatch, endpoint_url):
@@ -401,21 +413,16 @@ class TestWhatDoesNotPass:
 def test_an_error_of_our_own_is_no_matter_of_s3(opened, faulty):
     watched = opened()
 
-    def broken_steps():
-        yield {"Prefix": "d/"}
+    def broken():
+        yield [{"Prefix": "d/"}]
         raise KeyError("a bug")
 
-    watched.look = lambda: (
-        watched.bucket.look(broken_steps())
-        if watched.component == WORKER
-        else watched.runner.run(watched.bucket.look(broken_steps()))
-    )
     with pytest.raises(KeyError, match="a bug"):
-        watched.look()
+        watched.run(broken())
 
 
-class TestListingsThatAreWrong:
-    """No verdict is made of them, and none of them holds a poke for ever."""
+class TestWrongListings:
+    """Nothing is decided on them, and none of them holds a poke for ever."""
 
     @pytest.mark.parametrize(
         ("pages", "reason"),
@@ -431,12 +438,12 @@ class TestListingsThatAreWrong:
     def test_a_listing_that_breaks_off_is_made_again(self, opened, faulty, pages, reason):
         faulty.script(pages)
         watched = opened()
-        assert watched.look().reason == (
+        assert watched.poke().reason == (
             f"S3 returned an incomplete listing to the {watched.component} ({reason}); retrying at the next poke"
         )
         faulty.clear()
         faulty.script(s3.listing("d/1"))
-        assert isinstance(watched.look(), Arrived)
+        assert watched.poke().waiting is None
 
     @pytest.mark.parametrize(
         ("pages", "problem"),
@@ -472,9 +479,67 @@ class TestListingsThatAreWrong:
     def test_a_field_that_cannot_be_parsed_ends_typed_or_is_waited_for(self, opened, faulty, body):
         faulty.script(s3.Answer(body))
         try:
-            assert isinstance(opened().look(), Waiting)
+            assert opened().poke().waiting
         except HealthExConfigurationError as error:
             assert "can't be read" in str(error)  # noqa: PT017 - either will do
+
+
+@pytest.fixture
+def nothing_left_open(caplog):
+    """Fail where a session or a socket was dropped and not closed."""
+    caplog.set_level(logging.WARNING)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", ResourceWarning)
+        yield
+        gc.collect()
+    leaks = [str(warning.message) for warning in seen if issubclass(warning.category, ResourceWarning)]
+    leaks += [record.getMessage() for record in caplog.records if "nclosed" in record.getMessage()]
+    assert leaks == []
+
+
+class TestSeveralRequestsAtOnce:
+    """As a list of paths makes them."""
+
+    paths = expected("d/", "e/")
+
+    def test_each_path_gets_its_own_listing(self, opened, bucket, monkeypatch):
+        connect(monkeypatch, bucket.endpoint_url)
+        for key in ("d/1", "e/1", "f/1"):
+            bucket.put(key)
+        assert opened(bucket.name).poke(self.paths).keys == ["d/1", "e/1"]
+
+    @pytest.mark.parametrize("first", [0, 1])
+    def test_an_error_of_one_is_the_pokes(self, opened, faulty, first):
+        faulty.script(*[s3.SLOW_DOWN, s3.EMPTY][:: 1 - 2 * first], s3.EMPTY, s3.EMPTY)
+        watched = opened()
+        assert watched.poke(self.paths).reason.startswith("S3 returned SlowDown to the ")
+        assert watched.poke(self.paths).reason == "no objects under d/"
+
+    def test_an_error_of_one_is_not_held_up_by_another(self, opened, faulty):
+        faulty.script(s3.ACCESS_DENIED, s3.SILENCE)
+        started = time.monotonic()
+        with pytest.raises(HealthExConfigurationError, match="AccessDenied"):
+            opened(access=replace(ACCESS, botocore_config={**ACCESS.botocore_config, "read_timeout": 60})).poke(
+                self.paths
+            )
+        assert time.monotonic() - started < 20
+
+    def test_one_that_does_not_end_is_given_up(self, opened, faulty, monkeypatch):
+        monkeypatch.setattr(module, "REQUEST_LIMIT", 0.7)
+        faulty.script(s3.EMPTY, s3.SILENCE)
+        watched = opened(access=replace(ACCESS, botocore_config={**ACCESS.botocore_config, "read_timeout": 60}))
+        assert "within 0.7 s" in watched.poke(self.paths).reason
+
+    @pytest.mark.parametrize("answers", [[s3.SLOW_DOWN, s3.SILENCE], [s3.SILENCE, s3.SILENCE]], ids=["error", "limit"])
+    def test_nothing_is_left_open(self, faulty, nothing_left_open, monkeypatch, answers):
+        monkeypatch.setattr(module, "REQUEST_LIMIT", 0.7)
+        faulty.script(*answers)
+
+        async def run() -> None:
+            async with AsyncBucket("bucket", ACCESS, TRIGGERER) as bucket:
+                assert await bucket.run(ArrivalWait(self.paths, Bucket.listing).poke())
+
+        asyncio.run(run())
 
 
 class TestAnswersThatDoNotEnd:
@@ -484,19 +549,19 @@ class TestAnswersThatDoNotEnd:
         faulty.script(stuck, s3.listing("d/1"))
         watched = opened(access=replace(ACCESS, botocore_config={**ACCESS.botocore_config, "read_timeout": 60}))
         started = time.monotonic()
-        verdict = watched.look()
+        verdict = watched.poke()
         assert time.monotonic() - started < 20
         assert verdict.reason.startswith(f"S3 did not answer the {watched.component} ")
         assert verdict.reason.endswith("; retrying at the next poke")
         monkeypatch.undo()
         connect(monkeypatch, faulty.endpoint_url)
-        assert isinstance(watched.look(), Arrived)
+        assert watched.poke().waiting is None
 
     def test_are_named_by_their_limit(self, opened, faulty, monkeypatch):
         monkeypatch.setattr(module, "REQUEST_LIMIT", 0.5)
         faulty.script(s3.DRIPPING)
         watched = opened()
-        assert watched.look().reason == (
+        assert watched.poke().reason == (
             f"S3 did not answer the {watched.component} within 0.5 s; retrying at the next poke"
         )
 
@@ -529,7 +594,7 @@ class TestCredentials:
     def test_sts_throttled_is_transient(self, opened, assuming):
         assuming.script([s3.STS_THROTTLED] * 9)
         watched = opened()
-        assert watched.look().reason == (
+        assert watched.poke().reason == (
             f"STS returned Throttling to the {watched.component} (AssumeRole); retrying at the next poke"
         )
 
@@ -552,12 +617,11 @@ class TestExternalIds:
 
     @staticmethod
     def assert_none(watched, caplog) -> None:
-        target = expand("d/{externalId}/", {"externalId": EXTERNAL_ID})
         try:
-            told = watched.look(expected(targets=(target,))).reason
+            shown = watched.poke(expected("d/{externalId}/", external_id=EXTERNAL_ID)).reason
         except HealthExConfigurationError as error:
-            told = everything_told(error) + "".join(traceback.format_exception(error))
-        assert EXTERNAL_ID not in told
+            shown = every_text(error) + "".join(traceback.format_exception(error))
+        assert EXTERNAL_ID not in shown
         assert EXTERNAL_ID not in caplog.text
 
 
@@ -568,7 +632,7 @@ class TestWriting:
         with pytest.raises(HealthExError, match=r"the manifest is not written.*a retry of the task") as caught:
             Bucket("bucket", ACCESS).put(f"m/{EXTERNAL_ID}.jsonl", b"line")
         assert not isinstance(caught.value, HealthExConfigurationError)
-        assert EXTERNAL_ID not in everything_told(caught.value)
+        assert EXTERNAL_ID not in every_text(caught.value)
 
     @pytest.mark.parametrize("listed", [False, True])
     def test_a_denial_is_refused_although_the_bucket_was_listed(self, faulty, listed):
@@ -580,44 +644,32 @@ class TestWriting:
 
 
 class TestTheAsynchronousClient:
-    @pytest.fixture
-    def nothing_left_open(self, caplog):
-        """Fail where a session or a socket was dropped and not closed."""
-        caplog.set_level(logging.WARNING)
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always", ResourceWarning)
-            yield
-            gc.collect()
-        leaks = [str(warning.message) for warning in seen if issubclass(warning.category, ResourceWarning)]
-        leaks += [record.getMessage() for record in caplog.records if "nclosed" in record.getMessage()]
-        assert leaks == []
-
     @staticmethod
-    def looks(count: int, leave_with: type[Exception] | None = None) -> None:
+    def pokes(count: int, leave_with: type[Exception] | None = None) -> None:
         async def run() -> None:
             async with AsyncBucket("bucket", ACCESS, TRIGGERER) as bucket:
                 for _ in range(count):
-                    await bucket.look(look(expected()))
+                    await bucket.run(one_poke())
                 if leave_with:
                     raise leave_with
 
         asyncio.run(run())
 
     def test_it_is_closed_at_the_end(self, faulty, nothing_left_open):
-        self.looks(3)
+        self.pokes(3)
 
-    def test_it_is_closed_after_trouble_that_passes(self, faulty, nothing_left_open):
+    def test_it_is_closed_after_transient_errors(self, faulty, nothing_left_open):
         faulty.script(s3.SLOW_DOWN, s3.RESET, s3.GARBAGE)
-        self.looks(4)
+        self.pokes(4)
 
     def test_it_is_closed_after_a_refusal(self, faulty, nothing_left_open):
         faulty.script(s3.NO_SUCH_BUCKET)
         with pytest.raises(HealthExConfigurationError):
-            self.looks(1)
+            self.pokes(1)
 
     def test_it_is_closed_where_the_trigger_breaks(self, faulty, nothing_left_open):
         with pytest.raises(RuntimeError):
-            self.looks(1, RuntimeError)
+            self.pokes(1, RuntimeError)
 
     def test_it_is_closed_where_the_trigger_is_cancelled_in_a_request(self, faulty, nothing_left_open):
         faulty.script(s3.SILENCE)
@@ -625,7 +677,7 @@ class TestTheAsynchronousClient:
         async def run() -> None:
             async def wait() -> None:
                 async with AsyncBucket("bucket", ACCESS, TRIGGERER) as bucket:
-                    await bucket.look(look(expected()))
+                    await bucket.run(one_poke())
 
             task = asyncio.create_task(wait())
             while not faulty.requests:
@@ -642,18 +694,18 @@ class TestTheAsynchronousClient:
             warnings.simplefilter("always", ResourceWarning)
 
             async def run() -> None:
-                await AsyncBucket("bucket", ACCESS, TRIGGERER).look(look(expected()))
+                await AsyncBucket("bucket", ACCESS, TRIGGERER).run(one_poke())
                 gc.collect()
 
             asyncio.run(run())
         assert any("Unclosed" in str(warning.message) for warning in seen)
 
-    def test_the_client_is_kept_between_looks(self, faulty):
+    def test_the_client_is_kept_between_pokes(self, faulty):
         async def run() -> None:
             async with AsyncBucket("bucket", ACCESS, TRIGGERER) as bucket:
-                await bucket.look(look(expected()))
+                await bucket.run(one_poke())
                 client = bucket._client
-                await bucket.look(look(expected()))
+                await bucket.run(one_poke())
                 assert bucket._client is client
             assert bucket._client is None
 

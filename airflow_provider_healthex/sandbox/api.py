@@ -3,7 +3,7 @@ HealthEx's HTTP contract as far as public material shows it, answered from the s
 
 ========================================================================= ================================
 ``POST /v1/auth/token``                                                   key and secret for a 24 h JWT
-``POST /v1/projects/{p}/recruitment/identified-patients/{id}/$updateData`` asks for a refresh
+``POST /v1/projects/{p}/recruitment/identified-patients/{id}/$updateData`` requests a refresh
 ``POST /v1/consents``                                                     the patients of a project
 ``POST /v1/projects/{p}/patients``                                        adds patients; failures in the body
 ``POST /v1/projects/{p}/link``                                            a patient's link, as bare text
@@ -26,16 +26,15 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 
 from airflow_provider_healthex.sandbox import pages
-from airflow_provider_healthex.sandbox.connections import cut, cut_after_half
 from airflow_provider_healthex.sandbox.control import control
-from airflow_provider_healthex.sandbox.faults import Fault
+from airflow_provider_healthex.sandbox.faults import Fault, cut, cut_after_half
 from airflow_provider_healthex.sandbox.patients import PROJECT_ID
 from airflow_provider_healthex.sandbox.service import EXTENSION, Service, service
 from airflow_provider_healthex.sandbox.state import Patient, State, UpdateRequest
 
 CONSENT_TYPE = "PATIENT_DIRECTED_DATA_EXCHANGE"
 
-GARBAGE = "<html><body>The gateway had something to say.</body></html>"
+GARBAGE = "<html><body>This is no JSON.</body></html>"
 
 _REQUIRED = {  # of a patient to add, with the values allowed
     "firstName": None,
@@ -55,7 +54,7 @@ def create_app(parts: Service) -> Flask:
     app.extensions[EXTENSION] = parts
     app.register_blueprint(healthex)
     app.register_blueprint(control)
-    app.register_error_handler(HTTPException, _envelope)
+    app.register_error_handler(HTTPException, _in_envelope)
     app.after_request(_close_to_other_sites)
     return app
 
@@ -66,7 +65,7 @@ def _close_to_other_sites(response: Response) -> Response:
     return response
 
 
-def _envelope(error: Exception) -> Response:
+def _in_envelope(error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return error_response(error.code or 500, error.description or "")
 
@@ -79,8 +78,8 @@ def error_response(status: int, message: str) -> Response:
 
 
 @healthex.before_request
-def note_and_disturb() -> Response | None:
-    """Count the call, and let the fault happen that comes before it is answered."""
+def count_and_disturb() -> Response | None:
+    """Count the request, and apply a fault that comes before the answer."""
     endpoint, arguments = _called()
     if endpoint == "update" and not _path_as_sent().endswith("/$updateData"):
         # Flask has decoded %24 by now; HealthEx may not.
@@ -90,8 +89,8 @@ def note_and_disturb() -> Response | None:
     with state.lock:
         state.calls[endpoint] += 1
     if endpoint == "update":
-        g.update = state.arrived(arguments["project_id"], arguments["patient_id"])
-    if response := _paced(endpoint):
+        g.update = state.add_request(arguments["project_id"], arguments["patient_id"])
+    if response := _pace(endpoint):
         return response
     g.fault = service().faults.take(endpoint, arguments.get("patient_id"))
     return _before(g.fault) if g.fault else None
@@ -99,7 +98,7 @@ def note_and_disturb() -> Response | None:
 
 @healthex.before_request
 def authenticate() -> None:
-    """Refuse a call without a token of ours."""
+    """Refuse a request without a token of this sandbox."""
     if _called()[0] in ("token", "link_page", "follow_link"):
         return
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -110,22 +109,22 @@ def authenticate() -> None:
 
 
 @healthex.after_request
-def note_and_spoil(response: Response) -> Response:
-    """Note the status of an update, and let the fault happen that comes with the answer."""
+def record_and_spoil(response: Response) -> Response:
+    """Keep the status of an update, and apply a fault that comes with the answer."""
     fault: Fault | None = g.get("fault")
     if fault and fault.kind == "garbage" and response.status_code < 400:
         response.set_data(fault.body or GARBAGE)
         response.content_type = "text/html"
     if (update := g.get("update")) and not (fault and fault.kind in ("cut", "cut_after")):
-        _note_answer(update, response.status_code)
+        _record_answer(update, response.status_code)
     return cut_after_half(response) if fault and fault.kind == "cut_after" else response
 
 
 @healthex.post("/v1/auth/token", endpoint="token")
 def mint() -> tuple[Response, int]:
-    """Give a token for key and secret."""
+    """Return a token for key and secret."""
     body = _json_object()
-    if (body.get("apiKey"), body.get("apiSecret")) != (service().api_key, service().api_secret):
+    if (body.get("apiKey"), body.get("apiSecret")) != service().credentials:
         abort(401, "Invalid API key or secret")
     token = service().tokens.sign()
     claims = service().tokens.verify(token) or {}
@@ -137,7 +136,7 @@ def mint() -> tuple[Response, int]:
     endpoint="update",
 )
 def update_data(project_id: str, patient_id: str) -> tuple[Response, int]:
-    """Ask for a refresh, as the patient's scenario has it."""
+    """Answer as the patient's scenario says."""
     skip_interactive = _json_object().get("skipInteractive", False)
     if not isinstance(skip_interactive, bool):
         abort(400, "skipInteractive must be a boolean value")
@@ -167,7 +166,7 @@ def consents() -> Response:
 
 @healthex.post("/v1/projects/<project_id>/patients", endpoint="patients")
 def add_patients(project_id: str) -> tuple[Response, int]:
-    """Add patients; they get their patient id by acting."""
+    """Add patients; each gets a patient id by acting."""
     _check_project(project_id)
     people = _json_object().get("patients")
     if not isinstance(people, list) or not people:
@@ -177,7 +176,7 @@ def add_patients(project_id: str) -> tuple[Response, int]:
 
 @healthex.post("/v1/projects/<project_id>/link", endpoint="link")
 def link(project_id: str) -> Response:
-    """Give the link of the patient with an external id."""
+    """Return the link of the patient with an external id."""
     _check_project(project_id)
     external_id = _json_object().get("externalId")
     patient = isinstance(external_id, str) and service().state.by_external_id(external_id)
@@ -198,7 +197,7 @@ def link_page(signed: str) -> Response:
 
 @healthex.post("/link/<signed>", endpoint="follow_link")
 def follow_link(signed: str) -> Response:
-    """Let the patient act."""
+    """Treat the form as the patient's consent."""
     service().deliveries.act(_linked(signed))
     return pages.page("Thank you", "<p>Your data is on its way.</p>")
 
@@ -241,7 +240,7 @@ def _path_as_sent() -> str:
     return sent.partition("?")[0]
 
 
-def _note_answer(update: UpdateRequest, status: int) -> None:
+def _record_answer(update: UpdateRequest, status: int) -> None:
     update.status = status
     answer = g.get("answer", {})
     service().state.emit(
@@ -253,16 +252,16 @@ def _note_answer(update: UpdateRequest, status: int) -> None:
     )
 
 
-def _paced(endpoint: str) -> Response | None:
-    """Let the call take its time, or refuse it as one too many. A patient's own pages are no calls."""
-    pace = service().pace
+def _pace(endpoint: str) -> Response | None:
+    """Apply rate limit and latency. A patient's own pages are exempt."""
     if endpoint in ("link_page", "follow_link"):
         return None
-    if pace.limit and (wait := pace.limit.take()):
+    limit, latency = service().rate_limit, service().latency
+    if limit and (wait := limit.take()):
         response = error_response(429, "Too Many Requests")
         response.headers["Retry-After"] = str(math.ceil(wait))
         return response
-    return cut() if pace.latency and g.over.wait(pace.latency) else None
+    return cut() if latency and g.over.wait(latency) else None
 
 
 def _before(fault: Fault) -> Response | None:

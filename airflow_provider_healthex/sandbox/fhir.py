@@ -7,7 +7,7 @@ import uuid
 from datetime import date, timedelta
 from typing import Any
 
-#: The code by which HL7 marks data that belongs to nobody.
+#: HL7's code for data of no real person.
 TEST_DATA = {
     "system": "http://terminology.hl7.org/CodeSystem/v3-ActReason",
     "code": "HTEST",
@@ -47,8 +47,7 @@ def bundle(patient_id: str, version: int, part: int = 0, parts: int = 1, *, brie
     """
     Return a bundle, or one part of a refresh that comes in several files.
 
-    :param patient_id: whose it is.
-    :param version: which refresh, counted from 1; each adds observations of one day more.
+    :param version: of the refresh, from 1; each adds observations of one day more.
     :param part: from 0. Every part has the Patient, so that its references resolve.
     :param parts: how many there are.
     :param brief: the Patient and the newest observation alone.

@@ -105,6 +105,7 @@ class Scheduler:
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
+        self._running: asyncio.Task[None] | None = None
 
     def after(self, seconds: float, job: Callable[[], object]) -> None:
         """Run a job that many seconds from now."""
@@ -127,6 +128,7 @@ class Scheduler:
     async def _run(self, seconds: float, job: Callable[[], object]) -> None:
         await asyncio.sleep(seconds)
         async with self._turn:
+            self._running = asyncio.current_task()
             try:
                 await asyncio.to_thread(job)
             except Exception:
@@ -138,9 +140,11 @@ class Scheduler:
                 await asyncio.wait(self._tasks)
 
     async def _cancel_all(self) -> None:
-        async with self._turn:  # now no job runs
-            for task in self._tasks:
+        for task in self._tasks:
+            if task is not self._running:
                 task.cancel()
+        async with self._turn:
+            pass
 
 
 class Deliveries:

@@ -39,8 +39,7 @@ control = Blueprint("control", __name__, url_prefix="/_sandbox")
 
 
 @control.get("/state")
-def show_state() -> Response:
-    """List calls, faults and patients."""
+def _show_state() -> Response:
     state = service().state
     with state.lock:
         return jsonify(
@@ -51,8 +50,7 @@ def show_state() -> Response:
 
 
 @control.get("/patients/<patient_id>")
-def show_patient(patient_id: str) -> Response:
-    """List a patient's requests."""
+def _show_patient(patient_id: str) -> Response:
     updates = service().state.updates_of(patient_id)
     return jsonify(
         asked=len(updates),
@@ -62,21 +60,18 @@ def show_patient(patient_id: str) -> Response:
 
 
 @control.post("/patients/<patient_id>/deliver")
-def deliver(patient_id: str) -> Response:
-    """Deliver without a request."""
+def _deliver(patient_id: str) -> Response:
     return jsonify(keys=service().deliveries.deliver(_patient(patient_id)))
 
 
 @control.post("/patients/<patient_id>/act")
-def act(patient_id: str) -> tuple[Response, int]:
-    """Let a patient go through the link again."""
+def _act(patient_id: str) -> tuple[Response, int]:
     service().deliveries.act(_patient(patient_id))
     return jsonify(), 202
 
 
 @control.post("/faults")
-def add_fault() -> tuple[Response, int]:
-    """Make the next requests fail."""
+def _add_fault() -> tuple[Response, int]:
     arguments: dict[str, Any] = request.get_json(silent=True) or {}
     try:
         service().faults.add(**arguments)
@@ -86,15 +81,13 @@ def add_fault() -> tuple[Response, int]:
 
 
 @control.delete("/faults")
-def clear_faults() -> Response:
-    """Drop all faults."""
+def _clear_faults() -> Response:
     service().faults.clear()
     return jsonify(service().faults.pending())
 
 
 @control.get("/mails")
-def show_mails() -> Response:
-    """List the received mails: a page where HTML is preferred, else JSON."""
+def _show_mails() -> Response:
     mails = service().mailbox.mails()
     is_browser = request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
     response = pages.mailbox(mails) if is_browser else jsonify([mail.to_dict() for mail in mails])
@@ -103,8 +96,7 @@ def show_mails() -> Response:
 
 
 @control.post("/reset")
-def reset() -> Response:
-    """Start over."""
+def _reset() -> Response:
     service().reset()
     return jsonify()
 

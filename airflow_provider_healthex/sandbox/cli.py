@@ -128,8 +128,7 @@ def _welcome(sandbox: Any) -> str:
     if sandbox.delivery == "s3":
         storage = f"S3             {sandbox.s3_url}   bucket {sandbox.bucket}"
     else:
-        server = sandbox.sftp_server
-        storage = f"SFTP           {server.host}:{server.port}   user {server.username}"
+        storage = f"SFTP           {sandbox.sftp_server.address}   user {sandbox.sftp_server.username}"
     exports = "\n".join(f"export {name}='{value}'" for name, value in sandbox.airflow_environment().items())
     return (
         f"HealthEx API   {sandbox.api_url}   (control API: {sandbox.api_url}/_sandbox/state)\n"

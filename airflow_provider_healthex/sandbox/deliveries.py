@@ -11,12 +11,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from airflow_provider_healthex.sandbox.fhir import bundle
 from airflow_provider_healthex.sandbox.loop import LoopThread
 from airflow_provider_healthex.sandbox.patients import File
 from airflow_provider_healthex.sandbox.state import Patient, State
+
+if TYPE_CHECKING:
+    from airflow_provider_healthex.sandbox.s3 import S3Destination
+    from airflow_provider_healthex.sandbox.sftp import SftpDestination
 
 log = logging.getLogger(__name__)
 
@@ -40,26 +44,6 @@ class StoredFile:
     path: str
     size: int
     modified: datetime
-
-
-class Destination(Protocol):
-    """A storage that files are delivered to."""
-
-    def prepare(self) -> None:
-        """Make what the first file needs."""
-
-    def put(self, key: str, body: bytes, *, days_old: float = 0) -> None:
-        """Write a file, over an existing one, modified so many days ago."""
-
-    def clear(self) -> None:
-        """Delete what was put."""
-
-    def files(self, prefix: str) -> list[StoredFile]:
-        """Return the files with this prefix, in the order of the paths."""
-        ...
-
-    def close(self) -> None:
-        """End the own server with its files, or the connection to another."""
 
 
 class DeliveryPath:
@@ -157,7 +141,7 @@ class Deliveries:
     """
 
     def __init__(
-        self, scheduler: Scheduler, destination: Destination, path: DeliveryPath, state: State,
+        self, scheduler: Scheduler, destination: S3Destination | SftpDestination, path: DeliveryPath, state: State,
         *, delay: float, spread: float, seed: int,
     ) -> None:  # fmt: skip
         self.scheduler = scheduler

@@ -66,7 +66,7 @@ def main(
 
 def _run(dag: str, progress: Progress, sandbox: Sandbox, home: AirflowHome) -> int:
     by_s3 = sandbox.delivery == "s3"
-    storage = f"S3 at {sandbox.s3_url}" if by_s3 else _sftp_address(sandbox)
+    storage = f"S3 at {sandbox.s3_url}" if by_s3 else f"an SFTP server at {sandbox.sftp_server.address}"
     progress.show(f"The sandbox plays HealthEx at {sandbox.api_url} and {storage}.")
     place, usual = ("In the bucket", "A key") if by_s3 else ("On the server", "A file")
     for file in sandbox.files(progress.patient_id):
@@ -96,10 +96,6 @@ def _run(dag: str, progress: Progress, sandbox: Sandbox, home: AirflowHome) -> i
     progress.conclude(code, sandbox.asked(progress.patient_id))
     print(_further_steps(dag, log, sandbox.delivery))
     return 0 if code == 0 and progress.arrived else code or 1
-
-
-def _sftp_address(sandbox: Sandbox) -> str:
-    return f"an SFTP server at {sandbox.sftp_server.host}:{sandbox.sftp_server.port}"
 
 
 def _further_steps(dag: str, log: Path, delivery: str) -> str:

@@ -32,10 +32,7 @@ _OBSERVATIONS = (  # code, name, unit, UCUM, lowest, highest, category
     ("4548-4", "Hemoglobin A1c/Hemoglobin.total in Blood", "%", "%", 5, 9, "laboratory"),
     ("2093-3", "Cholesterol [Mass/volume] in Serum or Plasma", "mg/dL", "mg/dL", 140, 260, "laboratory"),
 )
-_ALLERGIES = (
-    ("91936005", "Allergy to penicillin (finding)"),
-    ("91935009", "Allergy to peanut (finding)"),
-)
+_ALLERGIES = (("91936005", "Allergy to penicillin (finding)"), ("91935009", "Allergy to peanut (finding)"))
 _MEDICATIONS = (
     ("314076", "lisinopril 10 MG Oral Tablet"),
     ("860975", "metformin hydrochloride 500 MG Extended Release Oral Tablet"),
@@ -94,11 +91,7 @@ class _Record:
         return f"{self.day(version).isoformat()}T12:00:00Z"
 
     def meta(self) -> dict[str, Any]:
-        return {
-            "versionId": str(self.version),
-            "lastUpdated": self.moment(self.version),
-            "tag": [dict(TEST_DATA)],
-        }
+        return {"versionId": str(self.version), "lastUpdated": self.moment(self.version), "tag": [dict(TEST_DATA)]}
 
     def resource(self, kind: str, *what: object, **elements: Any) -> dict[str, Any]:
         return {"resourceType": kind, "id": self.id(kind, *what), "meta": self.meta(), **elements}

@@ -126,11 +126,7 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario(
             LATE_TAIL,
             "accepted; a file of the previous refresh comes after 1/3 delay, this one's after 2 delays",
-            files=(
-                File("bundle-2.json", 1 / 3, stale=True),
-                File("bundle-1.json", 2.0),
-                File("bundle-2.json", 2.0),
-            ),
+            files=(File("bundle-2.json", 1 / 3, stale=True), File("bundle-1.json", 2.0), File("bundle-2.json", 2.0)),
         ),
         Scenario(CONSENT_ENDS_SOON, "accepted; the consent ends in 10 days", consent_days=10),
         _action_needed(CONSENT_EXPIRED, "CONSENT_EXPIRED", "the consent ended 5 days ago", consent_days=-5),

@@ -58,6 +58,12 @@ class S3Destination:
         self.url = self._server.url
         self._client = s3_client(self.url, CREDENTIALS)
 
+    def airflow_connection(self) -> dict[str, Any]:
+        """Return an Airflow connection to the server, of type ``aws``."""
+        login, password = CREDENTIALS
+        extra = {"endpoint_url": self.url, "region_name": REGION}
+        return {"conn_type": "aws", "login": login, "password": password, "extra": extra}
+
     def prepare(self) -> None:
         """Make the bucket."""
         self._client.create_bucket(Bucket=self.bucket)

@@ -12,19 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from airflow_provider_healthex.sandbox import cohort as cohorts
 from airflow_provider_healthex.sandbox import patients
 from airflow_provider_healthex.sandbox.api import create_app
-from airflow_provider_healthex.sandbox.deliveries import (
-    DEFAULT_PATH,
-    Deliveries,
-    DeliveryPath,
-    Destination,
-    Scheduler,
-    StoredFile,
-)
+from airflow_provider_healthex.sandbox.deliveries import DEFAULT_PATH, Deliveries, DeliveryPath, Scheduler, StoredFile
 from airflow_provider_healthex.sandbox.faults import Faults
 from airflow_provider_healthex.sandbox.loop import LoopThread
 from airflow_provider_healthex.sandbox.mail import Mail, Mailbox
 from airflow_provider_healthex.sandbox.patients import Scenario
-from airflow_provider_healthex.sandbox.s3 import CREDENTIALS, REGION, S3Destination, s3_client
+from airflow_provider_healthex.sandbox.s3 import CREDENTIALS, S3Destination, s3_client
 from airflow_provider_healthex.sandbox.service import LIFETIME, RateLimit, Service, Tokens
 from airflow_provider_healthex.sandbox.state import Listener, Patient, State, UpdateRequest
 from airflow_provider_healthex.sandbox.wsgi import WsgiServer
@@ -232,37 +225,20 @@ class Sandbox:
         """Return a JWT that the API accepts, or with a negative ``expires_in`` one that has expired."""
         return self._tokens.sign(expires_in=expires_in, **claims)
 
-    def healthex_connection(self) -> dict[str, Any]:
-        """Return an Airflow connection to the API, by key and secret."""
-        return {
+    def connections(self) -> dict[str, dict[str, Any]]:
+        """Return Airflow's default connections: to the API, to the deliveries' storage, and to the mailbox."""
+        api = {
             "conn_type": "healthex",
             "host": self.api_url,
             "login": self.api_key,
             "password": self.api_secret,
             "extra": {"project_id": self.project_id},
         }
-
-    def aws_connection(self) -> dict[str, Any]:
-        """Return an Airflow connection to the S3 server."""
-        login, password = CREDENTIALS
-        extra = {"endpoint_url": self.s3_url, "region_name": REGION}
-        return {"conn_type": "aws", "login": login, "password": password, "extra": extra}
-
-    def sftp_connection(self) -> dict[str, Any]:
-        """Return an Airflow connection to the SFTP server, with its host key."""
-        return self.sftp_server.airflow_connection()
-
-    def smtp_connection(self) -> dict[str, Any]:
-        """Return an Airflow connection to the mailbox."""
-        return _started(self._mailbox).airflow_connection()
-
-    def connections(self) -> dict[str, dict[str, Any]]:
-        """Return Airflow's default connections: to the API, to the deliveries' storage, and to the mailbox."""
-        by_s3 = self.delivery == "s3"
+        storage = "aws_default" if self.delivery == "s3" else "sftp_default"
         return {
-            "healthex_default": self.healthex_connection(),
-            **({"aws_default": self.aws_connection()} if by_s3 else {"sftp_default": self.sftp_connection()}),
-            "smtp_default": self.smtp_connection(),
+            "healthex_default": api,
+            storage: self._destination.airflow_connection(),
+            "smtp_default": _started(self._mailbox).airflow_connection(),
         }
 
     def airflow_environment(self) -> dict[str, str]:
@@ -346,9 +322,8 @@ class Sandbox:
     # --- inside
 
     @property
-    def _destination(self) -> Destination:
-        destination: Destination | None = self._s3 or self._sftp
-        return _started(destination)
+    def _destination(self) -> S3Destination | SftpDestination:
+        return _started(self._s3) if self.delivery == "s3" else _started(self._sftp)
 
     def _patient(self, patient_id: str) -> Patient:
         try:

@@ -61,20 +61,10 @@ class SftpServer:
     password: str | None = field(default=None, repr=False)
     private_key: str | None = field(default=None, repr=False)
 
-    def airflow_connection(self) -> dict[str, Any]:
-        """Return an Airflow connection to it, of type ``sftp``."""
-        connection: dict[str, Any] = {
-            "conn_type": "sftp",
-            "host": self.host,
-            "port": self.port,
-            "login": self.username,
-            "extra": {"host_key": self.host_key},
-        }
-        if self.password is not None:
-            connection["password"] = self.password
-        if self.private_key is not None:
-            connection["extra"]["private_key"] = self.private_key
-        return connection
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"{self.host}:{self.port}"
 
 
 class SftpDestination:
@@ -100,6 +90,22 @@ class SftpDestination:
         self._connection: asyncssh.SSHClientConnection | None = None
         self._client: asyncssh.SFTPClient
         self._turn = asyncio.Lock()  # one file after the other
+
+    def airflow_connection(self) -> dict[str, Any]:
+        """Return an Airflow connection to the server, of type ``sftp``."""
+        server = self.server
+        connection: dict[str, Any] = {
+            "conn_type": "sftp",
+            "host": server.host,
+            "port": server.port,
+            "login": server.username,
+            "extra": {"host_key": server.host_key},
+        }
+        if server.password is not None:
+            connection["password"] = server.password
+        if server.private_key is not None:
+            connection["extra"]["private_key"] = server.private_key
+        return connection
 
     def prepare(self) -> None:
         """Connect, so that an error of the server or the account shows at once."""

@@ -121,7 +121,7 @@ def test_an_address_that_can_have_no_mail_is_told_by_the_kind_of_the_error_alone
 
 
 def test_without_a_mail_server_the_run_fails_and_says_so(dag, sandbox, monkeypatch, task_log):
-    nowhere = {**sandbox.smtp_connection(), "port": 1}
+    nowhere = {**sandbox.connections()["smtp_default"], "port": 1}
     monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(nowhere))
     ended = run(dag, sandbox, patients.CONSENT_EXPIRED)
     assert ended.state == "failed"

@@ -20,7 +20,7 @@ from .conftest import no_thread_left
 
 
 def connected(sandbox: Sandbox) -> smtplib.SMTP:
-    connection = sandbox.smtp_connection()
+    connection = sandbox.connections()["smtp_default"]
     return smtplib.SMTP(connection["host"], connection["port"], timeout=10)
 
 
@@ -191,7 +191,7 @@ def test_one_address_can_be_refused(sandbox):
 def test_stopping_ends_open_connections():
     with no_thread_left(), Sandbox(earlier_deliveries=False) as sandbox:
         smtp = connected(sandbox)
-        port = sandbox.smtp_connection()["port"]
+        port = sandbox.connections()["smtp_default"]["port"]
     with pytest.raises(smtplib.SMTPServerDisconnected):
         smtp.docmd("NOOP")
     smtp.close()

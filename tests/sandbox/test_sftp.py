@@ -226,7 +226,7 @@ def test_airflows_hooks_list_it_with_the_connection(hook):
 
 
 def test_airflows_hooks_refuse_another_host_key(own, sftp, monkeypatch):
-    connection = own.sftp_connection()
+    connection = own.connections()["sftp_default"]
     connection["extra"]["host_key"] = sftp.host_key
     monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", json.dumps(connection))
     with pytest.raises(paramiko.BadHostKeyException):
@@ -265,7 +265,7 @@ def test_its_own_server_has_a_new_password_at_each_start():
     for _ in range(2):
         with sandbox:
             passwords.add(sandbox.sftp_server.password)
-            assert sandbox.sftp_connection()["password"] == sandbox.sftp_server.password
+            assert sandbox.connections()["sftp_default"]["password"] == sandbox.sftp_server.password
     assert len(passwords) == 2
     assert min(len(password) for password in passwords) >= 20
 
@@ -448,7 +448,7 @@ def test_asyncssh_is_quiet_unless_it_warns(own, caplog):
 
 def test_there_is_one_connection_for_where_it_delivers(own):
     assert sorted(own.connections()) == ["healthex_default", "sftp_default", "smtp_default"]
-    assert json.loads(own.airflow_environment()["AIRFLOW_CONN_SFTP_DEFAULT"]) == own.sftp_connection()
+    assert json.loads(own.airflow_environment()["AIRFLOW_CONN_SFTP_DEFAULT"]) == own.connections()["sftp_default"]
 
 
 def test_passwords_and_keys_are_not_shown():
@@ -457,12 +457,12 @@ def test_passwords_and_keys_are_not_shown():
 
 
 def test_what_is_s3s_is_refused_and_the_other_way_round(own, running):
-    for use in (lambda: own.bucket, lambda: own.s3_url, own.s3_client, own.aws_connection):
+    for use in (lambda: own.bucket, lambda: own.s3_url, own.s3_client):
         with pytest.raises(RuntimeError, match="delivers with delivery='sftp'"):
             use()
-    for use in (lambda: running.sftp_server, running.sftp_connection):
-        with pytest.raises(RuntimeError, match="delivers with delivery='s3'"):
-            use()
+    with pytest.raises(RuntimeError, match="delivers with delivery='s3'"):
+        _ = running.sftp_server
+    assert set(running.connections()) == {"healthex_default", "aws_default", "smtp_default"}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class ListedBucket:
         self.requests = 0
 
     def __enter__(self) -> ListedBucket:
-        self._server = WsgiServer(self._answer, "127.0.0.1", 0, "bench-s3")
+        self._server = WsgiServer(self._answer, 0, "bench-s3")
         return self
 
     def __exit__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from airflow_provider_healthex.sandbox import Sandbox
-from airflow_provider_healthex.sandbox.cohort import members
+from airflow_provider_healthex.sandbox.cohort import cohort_scenarios
 from benchmarks.airflow import Refresh, running
 from benchmarks.memory import TRIGGERER
 from benchmarks.report import Report
@@ -54,7 +54,7 @@ def run(patients: int = 200) -> Report:
 
 def accepted(patients: int) -> list[str]:
     """Return so many patients of a cohort twice the size whose update is accepted and who get data."""
-    found = [each.patient_id for each in members(2 * patients, SEED) if each.files and not each.reason]
+    found = [each.patient_id for each in cohort_scenarios(2 * patients, SEED) if each.files and not each.reason]
     return found[:patients]
 
 

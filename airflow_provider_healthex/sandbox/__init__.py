@@ -10,7 +10,7 @@ __all__ = ["Sandbox"]
 
 
 def __getattr__(name: str) -> object:
-    # Flask and moto take a second to import: only who starts a sandbox pays for them.
+    # Flask and moto take a second to import: only a sandbox that starts pays for them.
     if name == "Sandbox":
         from airflow_provider_healthex.sandbox.server import Sandbox
 

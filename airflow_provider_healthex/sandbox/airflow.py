@@ -1,4 +1,4 @@
-"""An Airflow of the sandbox's own: its home, its settings and its processes, apart from any other on this machine."""
+"""An Airflow of the sandbox's own: its home, its settings and its processes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from typing import Any
 
 DEFAULT_HOME = Path(".airflow")
 
-#: Seconds a process group is given to end by itself.
-PATIENCE = 20
+GRACE_PERIOD = 20  # seconds for a process group to end by itself
 
 
 class AirflowHome:
@@ -25,14 +24,13 @@ class AirflowHome:
     A private ``AIRFLOW_HOME``.
 
     :param path: the folder; made where it is missing.
-    :param dags_folder: where the DAGs are.
     :param variables: more environment variables, for example connections.
     """
 
     def __init__(self, path: Path, dags_folder: Path, variables: Mapping[str, str]) -> None:
         self.path = path.resolve()
         self.path.mkdir(parents=True, exist_ok=True)
-        # What belongs to another Airflow must not leak in.
+        # Another Airflow's settings must not leak in.
         mine = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
         self.environment = {
             **mine,
@@ -49,7 +47,7 @@ class AirflowHome:
         """
         Run an Airflow command to its end, quietly.
 
-        :raises RuntimeError: with what it printed, where it fails.
+        :raises RuntimeError: with its output, where it fails.
         """
         done = subprocess.run(_command(arguments), env=self.environment, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -60,11 +58,11 @@ class AirflowHome:
         Make the metadata database, or bring it up to date.
 
         :param afresh: begin with an empty home.
-        :raises ValueError: where the folder holds files that no home of the sandbox's made.
+        :raises ValueError: where the folder holds files of another program.
         """
         mark = self.path / ".healthex-sandbox"
         if not mark.exists() and any(self.path.iterdir()):
-            raise ValueError(f"{self.path} is not empty, and was not made by the sandbox: give another folder.")
+            raise ValueError(f"{self.path} is not empty and not from the sandbox: give another folder.")
         if afresh:
             shutil.rmtree(self.path)
             self.path.mkdir(parents=True)
@@ -106,7 +104,7 @@ def _end_group(process: subprocess.Popen[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + GRACE_PERIOD
         while time.monotonic() < deadline:
             process.poll()
             if not _group_lives(process.pid):

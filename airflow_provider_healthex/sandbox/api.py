@@ -3,7 +3,7 @@ HealthEx's HTTP contract as far as public material shows it, answered from the s
 
 ========================================================================= ================================
 ``POST /v1/auth/token``                                                   key and secret for a 24 h JWT
-``POST /v1/projects/{p}/recruitment/identified-patients/{id}/$updateData`` asks for a refresh
+``POST /v1/projects/{p}/recruitment/identified-patients/{id}/$updateData`` requests a refresh
 ``POST /v1/consents``                                                     the patients of a project
 ``POST /v1/projects/{p}/patients``                                        adds patients; failures in the body
 ``POST /v1/projects/{p}/link``                                            a patient's link, as bare text
@@ -26,24 +26,22 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 
 from airflow_provider_healthex.sandbox import pages
-from airflow_provider_healthex.sandbox.connections import cut, cut_after_half
 from airflow_provider_healthex.sandbox.control import control
-from airflow_provider_healthex.sandbox.faults import Fault
+from airflow_provider_healthex.sandbox.faults import Fault, cut, cut_after_half
 from airflow_provider_healthex.sandbox.patients import PROJECT_ID
 from airflow_provider_healthex.sandbox.service import EXTENSION, Service, service
 from airflow_provider_healthex.sandbox.state import Patient, State, UpdateRequest
 
 CONSENT_TYPE = "PATIENT_DIRECTED_DATA_EXCHANGE"
 
-GARBAGE = "<html><body>The gateway had something to say.</body></html>"
+GARBAGE = "<html><body>This is no JSON.</body></html>"
 
-_REQUIRED = {  # of a patient to add, with the values allowed
+_REQUIRED = {  # of a patient to add, with the allowed values
     "firstName": None,
     "lastName": None,
     "contactPreference": ("email", "phone"),
     "languagePreference": ("en", "es"),
 }
-
 
 healthex = Blueprint("healthex", __name__)
 
@@ -55,7 +53,7 @@ def create_app(parts: Service) -> Flask:
     app.extensions[EXTENSION] = parts
     app.register_blueprint(healthex)
     app.register_blueprint(control)
-    app.register_error_handler(HTTPException, _envelope)
+    app.register_error_handler(HTTPException, _in_envelope)
     app.after_request(_close_to_other_sites)
     return app
 
@@ -66,12 +64,12 @@ def _close_to_other_sites(response: Response) -> Response:
     return response
 
 
-def _envelope(error: Exception) -> Response:
+def _in_envelope(error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return error_response(error.code or 500, error.description or "")
+    return _error(error.code or 500, error.description or "")
 
 
-def error_response(status: int, message: str) -> Response:
+def _error(status: int, message: str) -> Response:
     """Return an error in the envelope that HealthEx uses."""
     response = jsonify(message=message, statusCode=status, error=HTTP_STATUS_CODES.get(status, "Error"))
     response.status_code = status
@@ -79,8 +77,8 @@ def error_response(status: int, message: str) -> Response:
 
 
 @healthex.before_request
-def note_and_disturb() -> Response | None:
-    """Count the call, and let the fault happen that comes before it is answered."""
+def _count_and_disturb() -> Response | None:
+    """Count the request, and apply a fault that comes before the answer."""
     endpoint, arguments = _called()
     if endpoint == "update" and not _path_as_sent().endswith("/$updateData"):
         # Flask has decoded %24 by now; HealthEx may not.
@@ -90,16 +88,15 @@ def note_and_disturb() -> Response | None:
     with state.lock:
         state.calls[endpoint] += 1
     if endpoint == "update":
-        g.update = state.arrived(arguments["project_id"], arguments["patient_id"])
-    if response := _paced(endpoint):
+        g.update = state.add_request(arguments["project_id"], arguments["patient_id"])
+    if response := _pace(endpoint):
         return response
     g.fault = service().faults.take(endpoint, arguments.get("patient_id"))
     return _before(g.fault) if g.fault else None
 
 
 @healthex.before_request
-def authenticate() -> None:
-    """Refuse a call without a token of ours."""
+def _authenticate() -> None:
     if _called()[0] in ("token", "link_page", "follow_link"):
         return
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -110,34 +107,28 @@ def authenticate() -> None:
 
 
 @healthex.after_request
-def note_and_spoil(response: Response) -> Response:
-    """Note the status of an update, and let the fault happen that comes with the answer."""
+def _record_and_spoil(response: Response) -> Response:
+    """Keep the status of an update, and apply a fault that comes with the answer."""
     fault: Fault | None = g.get("fault")
     if fault and fault.kind == "garbage" and response.status_code < 400:
         response.set_data(fault.body or GARBAGE)
         response.content_type = "text/html"
     if (update := g.get("update")) and not (fault and fault.kind in ("cut", "cut_after")):
-        _note_answer(update, response.status_code)
+        _record_answer(update, response.status_code)
     return cut_after_half(response) if fault and fault.kind == "cut_after" else response
 
 
 @healthex.post("/v1/auth/token", endpoint="token")
-def mint() -> tuple[Response, int]:
-    """Give a token for key and secret."""
+def _mint() -> tuple[Response, int]:
     body = _json_object()
-    if (body.get("apiKey"), body.get("apiSecret")) != (service().api_key, service().api_secret):
+    if (body.get("apiKey"), body.get("apiSecret")) != service().credentials:
         abort(401, "Invalid API key or secret")
     token = service().tokens.sign()
-    claims = service().tokens.verify(token) or {}
-    return jsonify(token=token, expiration=claims["exp"]), 201
+    return jsonify(token=token, expiration=(service().tokens.verify(token) or {})["exp"]), 201
 
 
-@healthex.post(
-    "/v1/projects/<project_id>/recruitment/identified-patients/<patient_id>/$updateData",
-    endpoint="update",
-)
-def update_data(project_id: str, patient_id: str) -> tuple[Response, int]:
-    """Ask for a refresh, as the patient's scenario has it."""
+@healthex.post("/v1/projects/<project_id>/recruitment/identified-patients/<patient_id>/$updateData", endpoint="update")
+def _update(project_id: str, patient_id: str) -> tuple[Response, int]:
     skip_interactive = _json_object().get("skipInteractive", False)
     if not isinstance(skip_interactive, bool):
         abort(400, "skipInteractive must be a boolean value")
@@ -153,8 +144,7 @@ def update_data(project_id: str, patient_id: str) -> tuple[Response, int]:
 
 
 @healthex.post("/v1/consents", endpoint="consents")
-def consents() -> Response:
-    """List the patients of a project with their consents."""
+def _list_consents() -> Response:
     body = _json_object()
     _check_project(body.get("studyId"))
     if CONSENT_TYPE not in body.get("consentTypes", ()):
@@ -162,22 +152,21 @@ def consents() -> Response:
     state = service().state
     with state.lock:
         patients = [each for each in state.patients.values() if each.joined]
-    return jsonify([_consents(each, g.claims) for each in patients if _has_consent(each)])
+    consented = (each for each in patients if each.acted or each.scenario.consent_days is not None)
+    return jsonify([_consents(each, g.claims) for each in consented])
 
 
 @healthex.post("/v1/projects/<project_id>/patients", endpoint="patients")
-def add_patients(project_id: str) -> tuple[Response, int]:
-    """Add patients; they get their patient id by acting."""
+def _add_patients(project_id: str) -> tuple[Response, int]:
     _check_project(project_id)
-    people = _json_object().get("patients")
-    if not isinstance(people, list) or not people:
+    patients = _json_object().get("patients")
+    if not isinstance(patients, list) or not patients:
         abort(400, "patients should be a non-empty array")
-    return jsonify(_added(service().state, people)), 201
+    return jsonify(_added(service().state, patients)), 201
 
 
 @healthex.post("/v1/projects/<project_id>/link", endpoint="link")
-def link(project_id: str) -> Response:
-    """Give the link of the patient with an external id."""
+def _link(project_id: str) -> Response:
     _check_project(project_id)
     external_id = _json_object().get("externalId")
     patient = isinstance(external_id, str) and service().state.by_external_id(external_id)
@@ -188,8 +177,7 @@ def link(project_id: str) -> Response:
 
 
 @healthex.get("/link/<signed>", endpoint="link_page")
-def link_page(signed: str) -> Response:
-    """Show the page that a patient's link leads to."""
+def _link_page(signed: str) -> Response:
     _linked(signed)
     body = "<p>Here a patient signs in and consents.</p>"
     body += '<form method="post"><button>Sign in and consent</button></form>'
@@ -197,15 +185,13 @@ def link_page(signed: str) -> Response:
 
 
 @healthex.post("/link/<signed>", endpoint="follow_link")
-def follow_link(signed: str) -> Response:
-    """Let the patient act."""
+def _follow_link(signed: str) -> Response:
     service().deliveries.act(_linked(signed))
     return pages.page("Thank you", "<p>Your data is on its way.</p>")
 
 
 @healthex.get("/v1/usage/summary", endpoint="usage")
-def usage() -> Response:
-    """Count the retrievals of this sandbox."""
+def _usage() -> Response:
     if "ORG_ADMIN" not in g.claims.get("permissions", ()):
         abort(403, "Forbidden resource")
     state = service().state
@@ -216,18 +202,16 @@ def usage() -> Response:
 
 
 @healthex.get("/FHIR/R4/metadata", endpoint="metadata")
-def metadata() -> Response:
-    """Describe the FHIR server, as far as a connection test needs it."""
-    statement = {
-        "resourceType": "CapabilityStatement",
-        "status": "active",
-        "date": "2026-01-01",
-        "kind": "instance",
-        "implementation": {"description": "HealthEx sandbox"},
-        "fhirVersion": "4.0.1",
-        "format": ["json"],
-    }
-    response = jsonify(statement)
+def _metadata() -> Response:
+    response = jsonify(
+        resourceType="CapabilityStatement",
+        status="active",
+        date="2026-01-01",
+        kind="instance",
+        implementation={"description": "HealthEx sandbox"},
+        fhirVersion="4.0.1",
+        format=["json"],
+    )
     response.content_type = "application/fhir+json"
     return response
 
@@ -241,7 +225,7 @@ def _path_as_sent() -> str:
     return sent.partition("?")[0]
 
 
-def _note_answer(update: UpdateRequest, status: int) -> None:
+def _record_answer(update: UpdateRequest, status: int) -> None:
     update.status = status
     answer = g.get("answer", {})
     service().state.emit(
@@ -253,16 +237,16 @@ def _note_answer(update: UpdateRequest, status: int) -> None:
     )
 
 
-def _paced(endpoint: str) -> Response | None:
-    """Let the call take its time, or refuse it as one too many. A patient's own pages are no calls."""
-    pace = service().pace
+def _pace(endpoint: str) -> Response | None:
+    """Apply rate limit and latency. A patient's own pages are exempt."""
     if endpoint in ("link_page", "follow_link"):
         return None
-    if pace.limit and (wait := pace.limit.take()):
-        response = error_response(429, "Too Many Requests")
+    limit, latency = service().rate_limit, service().latency
+    if limit and (wait := limit.take()):
+        response = _error(429, "Too Many Requests")
         response.headers["Retry-After"] = str(math.ceil(wait))
         return response
-    return cut() if pace.latency and g.over.wait(pace.latency) else None
+    return cut() if latency and g.over.wait(latency) else None
 
 
 def _before(fault: Fault) -> Response | None:
@@ -273,7 +257,7 @@ def _before(fault: Fault) -> Response | None:
     if fault.status is None:
         return None
     if fault.body is None:
-        response = error_response(fault.status, HTTP_STATUS_CODES.get(fault.status, "Error"))
+        response = _error(fault.status, HTTP_STATUS_CODES.get(fault.status, "Error"))
     else:
         response = Response(fault.body, status=fault.status, content_type="text/plain")
     if fault.retry_after is not None:
@@ -319,10 +303,6 @@ def _answer(patient: Patient, skip_interactive: bool) -> dict[str, Any]:
     }
 
 
-def _has_consent(patient: Patient) -> bool:
-    return patient.acted or patient.scenario.consent_days is not None
-
-
 def _consents(patient: Patient, claims: dict[str, Any]) -> dict[str, Any]:
     days = 365 if patient.acted else patient.scenario.consent_days or 0
     expires = datetime.now(timezone.utc) + timedelta(days=days)
@@ -343,20 +323,19 @@ def _consents(patient: Patient, claims: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _added(state: State, people: list[Any]) -> dict[str, Any]:
+def _added(state: State, patients: list[Any]) -> dict[str, Any]:
     errors: list[dict[str, Any]] = []
-    duplicates: list[dict[str, Any]] = []
+    duplicates: list[dict[str, Any]] = []  # a guess: only the name is public
     added: list[dict[str, Any]] = []
-    for index, person in enumerate(people):
-        if error := _invalid(person):
+    for index, each in enumerate(patients):
+        if error := _invalid(each):
             errors.append({"patientIndex": index, "error": error})
             continue
-        patient, is_new = state.invite(person.get("externalId"), person.get("email"))
-        entry = {"patientIndex": index, "email": person.get("email"), "referenceId": patient.reference_id}
-        # A guess: of ``duplicates`` only the name is public.
+        patient, is_new = state.invite(each.get("externalId"), each.get("email"))
+        entry = {"patientIndex": index, "email": each.get("email"), "referenceId": patient.reference_id}
         (added if is_new else duplicates).append(entry)
     return {
-        "totalProcessed": len(people),
+        "totalProcessed": len(patients),
         "successCount": len(added),
         "errorCount": len(errors),
         "duplicatesCount": len(duplicates),
@@ -366,16 +345,16 @@ def _added(state: State, people: list[Any]) -> dict[str, Any]:
     }
 
 
-def _invalid(person: object) -> str | None:
-    if not isinstance(person, dict):
+def _invalid(patient: object) -> str | None:
+    if not isinstance(patient, dict):
         return "must be an object"
     for name, allowed in _REQUIRED.items():
-        if not person.get(name):
+        if not patient.get(name):
             return f"{name} is required"
-        if allowed and person[name] not in allowed:
+        if allowed and patient[name] not in allowed:
             return f"{name} must be one of {', '.join(allowed)}"
-    contact = person["contactPreference"]
-    return None if person.get(contact) else f"{contact} is required"
+    contact = patient["contactPreference"]
+    return None if patient.get(contact) else f"{contact} is required"
 
 
 def _linked(signed: str) -> Patient:

@@ -1,4 +1,4 @@
-"""A cohort of any size: its patients' ids, and which of them has which outcome, drawn from a seed."""
+"""A cohort of any size: its patients' ids and the outcome of each, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ CONSENT_DAYS = 365
 
 
 @dataclass(frozen=True)
-class Outcome:
+class OutcomeShare:
     """
-    What happens to a part of a cohort.
+    The outcome of a part of a cohort.
 
-    :param name: for people.
-    :param per_thousand: how many of 1,000 patients it happens to.
-    :param scenario: the same as a scenario, of nobody yet.
+    :param name: a line of text.
+    :param per_thousand: how many of 1,000 patients have it.
+    :param scenario: without a patient's id.
     """
 
     name: str
@@ -27,8 +27,8 @@ class Outcome:
     scenario: Scenario
 
 
-def _outcome(name: str, per_thousand: int, **scenario: object) -> Outcome:
-    return Outcome(name, per_thousand, Scenario("", name, brief=True, **scenario))  # type: ignore[arg-type]
+def _outcome(name: str, per_thousand: int, **scenario: object) -> OutcomeShare:
+    return OutcomeShare(name, per_thousand, Scenario("", name, brief=True, **scenario))  # type: ignore[arg-type]
 
 
 #: Of 1,000 patients. An update of the first five groups is accepted.
@@ -40,25 +40,25 @@ OUTCOMES = (
     _outcome("partial: 2 facilities are skipped", 20, skipped_facilities=2),
     _outcome("nothing has changed, and nothing is delivered", 20, files=()),
     *(_outcome(reason, 5, reason=reason, revoked=reason == "CONSENT_REVOKED") for reason in ACTION_REASONS),
-    # Listed with a consent, and gone when asked for: as one who withdraws between the two.
+    # Listed with a consent, and gone at the request: as after a withdrawal between the two.
     _outcome("404: consented, and no longer in the project", 10,
              error=(404, "Recruitment not found"), files=(), delivered_before=False),
 )  # fmt: skip
 
 
-def members(size: int, seed: int) -> list[Scenario]:
+def cohort_scenarios(size: int, seed: int) -> list[Scenario]:
     """
-    Return the patients of a cohort, ``patient-00001`` and on: for the same size and seed always the same.
+    Return the scenarios of ``patient-00001`` and on: for the same size and seed always the same.
 
     :param size: how many. Each outcome has its share of them, rounded, so a small cohort lacks the rare ones.
-    :param seed: decides who has which outcome, and when whose consent ends.
+    :param seed: of the outcomes and the ends of the consents.
     """
     if size < 0:
-        raise ValueError(f"A cohort of {size} patients can't be: give a number from 0.")
+        raise ValueError(f"cohort must be at least 0 patients (got {size})")
     drawn = random.Random(seed)
     scenarios = [each.scenario for each in OUTCOMES for _ in range(_share(each, size))]
     drawn.shuffle(scenarios)
-    return [_member(number, scenario, drawn) for number, scenario in enumerate(scenarios, 1)]
+    return [_numbered(number, scenario, drawn) for number, scenario in enumerate(scenarios, 1)]
 
 
 def describe(scenarios: list[Scenario]) -> str:
@@ -70,13 +70,13 @@ def describe(scenarios: list[Scenario]) -> str:
     return "\n".join([f"and the cohort {span}, of them:", *lines])
 
 
-def _share(outcome: Outcome, size: int) -> int:
+def _share(outcome: OutcomeShare, size: int) -> int:
     # The difference of rounded sums: the parts add up to the whole.
     before = sum(each.per_thousand for each in OUTCOMES[: OUTCOMES.index(outcome)])
     return round(size * (before + outcome.per_thousand) / 1000) - round(size * before / 1000)
 
 
-def _member(number: int, scenario: Scenario, drawn: random.Random) -> Scenario:
+def _numbered(number: int, scenario: Scenario, drawn: random.Random) -> Scenario:
     days: int | None = drawn.randint(1, CONSENT_DAYS)
     if scenario.reason == "CONSENT_EXPIRED":
         days = -drawn.randint(1, 30)

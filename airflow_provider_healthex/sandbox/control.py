@@ -1,33 +1,32 @@
 """
-The sandbox's own API under ``/_sandbox/``: what a test or a demo sets and asks. For this machine only, no token.
+The sandbox's control API under ``/_sandbox/``, for tests and demos, without a token.
 
 ``GET /_sandbox/state``
     ``{"calls": {endpoint: count}, "faults": […], "patients": {id: {"external_id", "what_happens", "joined",
     "acted", "version", "asked", "accepted"}}}``.
 ``GET /_sandbox/patients/{id}``
-    What was asked for a patient: ``{"asked": count, "accepted": count, "requests": [{"at", "status",
-    "accepted"}]}``. ``asked`` counts every ``$updateData`` that arrived, also refused and cut off ones;
-    ``accepted`` those that started a retrieval.
+    A patient's requests: ``{"asked": count, "accepted": count, "requests": [{"at", "status", "accepted"}]}``.
+    ``asked`` counts every ``$updateData`` that arrived, also refused and cut off ones; ``accepted`` those that
+    started a retrieval.
 ``POST /_sandbox/patients/{id}/deliver``
     Delivers for a patient now, without a request: ``{"keys": […]}``.
 ``POST /_sandbox/patients/{id}/act``
     The patient goes through the link again: updates are accepted from now on, and data comes after the delay,
-    without a request. A patient who was only added so far joins by it.
+    without a request. A patient that was only added so far joins by it.
 ``POST /_sandbox/faults`` with ``{"endpoint", "kind", "times": 1, "seconds", "retry_after", "body",
 "patient_id"}``
-    Makes the next calls of an endpoint go wrong; the kinds are in :class:`~.faults.Fault`.
+    Makes the next requests of an endpoint fail; the kinds are in :class:`~.faults.Fault`.
 ``DELETE /_sandbox/faults``
     No more faults.
 ``GET /_sandbox/mails``
-    What came to the mailbox: ``[{"recipient", "subject", "text"}]``, patients' links too; for a browser a page with
-    the links to click. Whoever reads a link can act as the patient: no real mailbox would be readable like this.
+    The received mails: ``[{"recipient", "subject", "text"}]``, patients' links too; for a browser a page with the
+    links to click. A link lets its reader act as the patient: no real mailbox would be readable like this.
 ``POST /_sandbox/reset``
-    Starts over: nothing was asked or mailed, nothing is on its way, and only the earlier deliveries are there.
+    Starts over: no requests, no mails, no pending deliveries, and only the earlier deliveries are there.
 """
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import Any
 
 from flask import Blueprint, Response, abort, jsonify, request
@@ -39,16 +38,8 @@ from airflow_provider_healthex.sandbox.state import Patient
 control = Blueprint("control", __name__, url_prefix="/_sandbox")
 
 
-@control.before_request
-def only_from_this_machine() -> None:
-    """Refuse callers of a network, where the sandbox listens on one."""
-    if not ip_address(request.remote_addr or "0.0.0.0").is_loopback:
-        abort(403, "The control API answers on this machine only.")
-
-
 @control.get("/state")
-def show_state() -> Response:
-    """Show everything."""
+def _show_state() -> Response:
     state = service().state
     with state.lock:
         return jsonify(
@@ -59,8 +50,7 @@ def show_state() -> Response:
 
 
 @control.get("/patients/<patient_id>")
-def show_patient(patient_id: str) -> Response:
-    """Show what was asked for a patient."""
+def _show_patient(patient_id: str) -> Response:
     updates = service().state.updates_of(patient_id)
     return jsonify(
         asked=len(updates),
@@ -70,21 +60,18 @@ def show_patient(patient_id: str) -> Response:
 
 
 @control.post("/patients/<patient_id>/deliver")
-def deliver(patient_id: str) -> Response:
-    """Deliver without a request."""
+def _deliver(patient_id: str) -> Response:
     return jsonify(keys=service().deliveries.deliver(_patient(patient_id)))
 
 
 @control.post("/patients/<patient_id>/act")
-def act(patient_id: str) -> tuple[Response, int]:
-    """Let a patient go through the link again."""
+def _act(patient_id: str) -> tuple[Response, int]:
     service().deliveries.act(_patient(patient_id))
     return jsonify(), 202
 
 
 @control.post("/faults")
-def add_fault() -> tuple[Response, int]:
-    """Make the next calls go wrong."""
+def _add_fault() -> tuple[Response, int]:
     arguments: dict[str, Any] = request.get_json(silent=True) or {}
     try:
         service().faults.add(**arguments)
@@ -94,15 +81,13 @@ def add_fault() -> tuple[Response, int]:
 
 
 @control.delete("/faults")
-def clear_faults() -> Response:
-    """Make nothing go wrong any more."""
+def _clear_faults() -> Response:
     service().faults.clear()
     return jsonify(service().faults.pending())
 
 
 @control.get("/mails")
-def show_mails() -> Response:
-    """Show what came to the mailbox: a page where HTML is preferred, else JSON."""
+def _show_mails() -> Response:
     mails = service().mailbox.mails()
     is_browser = request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
     response = pages.mailbox(mails) if is_browser else jsonify([mail.to_dict() for mail in mails])
@@ -111,14 +96,13 @@ def show_mails() -> Response:
 
 
 @control.post("/reset")
-def reset() -> Response:
-    """Start over."""
+def _reset() -> Response:
     service().reset()
     return jsonify()
 
 
 def _patient(patient_id: str) -> Patient:
-    return service().state.patients.get(patient_id) or abort(404, f"The sandbox has no patient {patient_id!r}.")
+    return service().state.patients.get(patient_id) or abort(404, f"Patient {patient_id!r} is not in the sandbox.")
 
 
 def _summary(patient: Patient) -> dict[str, Any]:

@@ -1,27 +1,33 @@
-"""When which file of a patient's record is put where: HealthEx's side of a delivery."""
+"""When each file of a patient's record is written, and under which path: HealthEx's side of a delivery."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
+import asyncio
+import contextlib
 import json
 import logging
 import random
 import re
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from airflow_provider_healthex.sandbox.fhir import bundle
+from airflow_provider_healthex.sandbox.loop import LoopThread
 from airflow_provider_healthex.sandbox.patients import File
 from airflow_provider_healthex.sandbox.state import Patient, State
+
+if TYPE_CHECKING:
+    from airflow_provider_healthex.sandbox.s3 import S3Destination
+    from airflow_provider_healthex.sandbox.sftp import SftpDestination
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PATH = "d/{projectId}/{healthexPatientId}/"
+
+#: How old the earlier deliveries are, in days.
+EARLIER = 30
 
 _VARIABLE = re.compile(r"\{([^{}]*)\}")
 
@@ -29,46 +35,15 @@ _VARIABLE = re.compile(r"\{([^{}]*)\}")
 @dataclass(frozen=True)
 class StoredFile:
     """
-    A file as it lies where it was delivered to.
+    A delivered file.
 
     :param size: in bytes.
-    :param modified: UTC, by the clock of what it is stored on.
+    :param modified: UTC, by the clock of its storage.
     """
 
     path: str
     size: int
     modified: datetime
-
-
-class Destination(Protocol):
-    """Where files are delivered to."""
-
-    #: Whether it can make a file look older than it is.
-    sets_times: bool
-
-    def put(self, key: str, body: bytes, *, days_old: float = 0) -> None:
-        """
-        Write a file, over the one that is there.
-
-        :param days_old: how long ago it seems to have been written, where the destination can do that.
-        """
-
-    def prepare(self) -> None:
-        """Make what must be there before the first file."""
-
-    def take_back(self) -> None:
-        """Delete what was put."""
-
-    def files(self, prefix: str) -> list[StoredFile]:
-        """Return what is there whose path begins so, in the order of the paths."""
-        ...
-
-    def age(self, key: str, days: float) -> None:
-        """
-        Make a file older.
-
-        :raises RuntimeError: where the destination can't.
-        """
 
 
 class DeliveryPath:
@@ -80,17 +55,14 @@ class DeliveryPath:
     """
 
     def __init__(self, template: str, org_id: str, project_id: str) -> None:
-        self.template = template
+        if not template:
+            raise ValueError(f"path is empty: give one such as {DEFAULT_PATH}")
+        self._template = template
         self._fixed = {"orgId": org_id, "projectId": project_id}
         known = {*self._fixed, "healthexPatientId", "externalId"}
-        unknown = sorted(set(_VARIABLE.findall(template)) - known)
-        if unknown or not template:
-            raise ValueError(
-                f"The delivery path {template!r} has unknown variables {unknown}: "
-                f"use {', '.join(f'{{{name}}}' for name in sorted(known))}."
-                if unknown
-                else "The delivery path is empty: give one such as " + DEFAULT_PATH
-            )
+        if unknown := sorted(set(_VARIABLE.findall(template)) - known):
+            usable = ", ".join(f"{{{name}}}" for name in sorted(known))
+            raise ValueError(f"path has the unknown variables {unknown} (got {template!r}): use {usable}.")
 
     def prefix(self, patient: Patient) -> str:
         """Return the patient's folder or key."""
@@ -98,7 +70,7 @@ class DeliveryPath:
             "healthexPatientId": patient.patient_id,
             "externalId": patient.external_id or "no-external-id",
         }
-        return _VARIABLE.sub(lambda found: values[found[1]], self.template)
+        return _VARIABLE.sub(lambda found: values[found[1]], self._template)
 
     def key(self, patient: Patient, name: str) -> str:
         """Return the key of a file."""
@@ -107,107 +79,93 @@ class DeliveryPath:
 
 
 class Scheduler:
-    """Runs jobs later, one after the other, on a thread of its own."""
+    """
+    Runs jobs later, one after the other, on threads.
 
-    def __init__(self) -> None:
-        self._jobs: list[tuple[float, int, Callable[[], object]]] = []
-        self._order = itertools.count()
-        self._changed = threading.Condition()
-        self._running = False
-        self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="healthex-deliveries", daemon=True)
-        self._thread.start()
+    :param loop: counts the seconds.
+    """
+
+    def __init__(self, loop: LoopThread) -> None:
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+        self._running: asyncio.Task[None] | None = None
 
     def after(self, seconds: float, job: Callable[[], object]) -> None:
         """Run a job that many seconds from now."""
-        with self._changed:
-            heapq.heappush(self._jobs, (time.monotonic() + seconds, next(self._order), job))
-            self._changed.notify_all()
+        with contextlib.suppress(RuntimeError):  # a request that outlives the loop
+            self._loop.call(self._begin, seconds, job)
 
-    def wait_until_idle(self, timeout: float) -> bool:
-        """Return True as soon as nothing is left to run, False if there still is after ``timeout`` seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._jobs and not self._running, timeout)
+    def wait_until_idle(self, timeout: float) -> None:
+        """Return as soon as no job is left; ``TimeoutError`` if one is after ``timeout`` seconds."""
+        self._loop.run(self._idle(timeout))
 
     def clear(self) -> None:
-        """Forget all jobs. One that runs is finished on return."""
-        with self._changed:
-            self._jobs.clear()
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._running)
+        """Cancel all jobs. A running one is finished on return."""
+        self._loop.run(self._cancel_all())
 
-    def stop(self) -> None:
-        """Forget all jobs and end the thread."""
-        self.clear()
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        self._thread.join()
+    def _begin(self, seconds: float, job: Callable[[], object]) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(seconds, job))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def _run(self) -> None:
-        while job := self._next():
+    async def _run(self, seconds: float, job: Callable[[], object]) -> None:
+        await asyncio.sleep(seconds)
+        async with self._turn:
+            self._running = asyncio.current_task()
             try:
-                job()
+                await asyncio.to_thread(job)
             except Exception:
                 log.exception("The sandbox could not deliver.")
-            with self._changed:
-                self._running = False
-                self._changed.notify_all()
 
-    def _next(self) -> Callable[[], object] | None:
-        with self._changed:
-            while not self._stopped:
-                wait = self._jobs[0][0] - time.monotonic() if self._jobs else None
-                if wait is not None and wait <= 0:
-                    self._running = True
-                    return heapq.heappop(self._jobs)[2]
-                self._changed.wait(wait)
-        return None
+    async def _idle(self, timeout: float) -> None:
+        async with asyncio.timeout(timeout):
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+
+    async def _cancel_all(self) -> None:
+        for task in self._tasks:
+            if task is not self._running:
+                task.cancel()
+        async with self._turn:
+            pass
 
 
 class Deliveries:
     """
     Delivers patients' records.
 
-    :param destination: where to.
-    :param path: under which path.
-    :param state: whose patients they are.
     :param delay: seconds from a request to its delivery.
     :param spread: seconds within which deliveries then come, each at a moment of its own.
-    :param seed: decides which.
+    :param seed: decides these moments.
     """
 
     def __init__(
-        self, destination: Destination, path: DeliveryPath, state: State, *, delay: float, spread: float, seed: int
-    ) -> None:
-        self._destination = destination
-        self._path = path
-        self._state = state
-        self._delay = delay
-        self._spread = spread
-        self._seed = seed
-        self.scheduler = Scheduler()
+        self, scheduler: Scheduler, destination: S3Destination | SftpDestination, path: DeliveryPath, state: State,
+        *, delay: float, spread: float, seed: int,
+    ) -> None:  # fmt: skip
+        self.scheduler = scheduler
+        self._destination, self._path, self._state = destination, path, state
+        self._delay, self._spread, self._seed = delay, spread, seed
 
-    def put_earlier(self, days_old: float) -> None:
-        """Put what was delivered before the sandbox began."""
+    def put_earlier(self) -> None:
+        """Write the deliveries from before the sandbox's start."""
         for patient in list(self._state.patients.values()):
             if patient.version:
                 for name in patient.scenario.file_names:
-                    self._destination.put(*self._file(patient, name, patient.version), days_old=days_old)
+                    self._destination.put(*self._file(patient, name, patient.version), days_old=EARLIER)
 
     def schedule(self, patient: Patient) -> None:
         """Deliver a refresh when its scenario says."""
         files = patient.scenario.files
         if not files:
             return
-        with self._state.lock:
-            patient.version += 1
-            current = patient.version
+        version = self._next_version(patient)
         for file in files:
-            self._schedule_file(patient, file, max(current - 1, 1) if file.stale else current)
+            self._schedule_file(patient, file, max(version - 1, 1) if file.stale else version)
 
     def act(self, patient: Patient) -> None:
-        """Let the patient go through the link again: data comes after the delay, and nobody asked for it."""
+        """Let the patient go through the link again: data comes after the delay, without a request."""
         with self._state.lock:
             patient.joined = patient.acted = True
         self._state.emit("acted", patient_id=patient.patient_id)
@@ -215,10 +173,13 @@ class Deliveries:
 
     def deliver(self, patient: Patient) -> list[str]:
         """Deliver a refresh now, and return the keys."""
+        version = self._next_version(patient)
+        return [self._put(patient, name, version) for name in patient.scenario.file_names]
+
+    def _next_version(self, patient: Patient) -> int:
         with self._state.lock:
             patient.version += 1
-            version = patient.version
-        return [self._put(patient, name, version) for name in patient.scenario.file_names]
+            return patient.version
 
     def _schedule_file(self, patient: Patient, file: File, version: int) -> None:
         after = file.after * self._delay + self._lag(patient)

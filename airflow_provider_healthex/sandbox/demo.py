@@ -1,8 +1,7 @@
-"""The example DAG from end to end, told to a newcomer as it happens; and Airflow's UI on the sandbox."""
+"""The example DAG from end to end, with each step printed as it happens; and Airflow's UI on the sandbox."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import queue
@@ -15,7 +14,7 @@ import threading
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from airflow_provider_healthex.sandbox import patients
 from airflow_provider_healthex.sandbox.airflow import DEFAULT_HOME, AirflowHome
@@ -31,30 +30,32 @@ QUICK = {
     "HEALTHEX_EXAMPLE_RETRY_DELAY": "10",
 }
 
-#: Which example goes with which delivery.
+#: The example of each delivery.
 DAGS = {"s3": "refresh_patient", "sftp": "refresh_patient_sftp"}
 
-#: What of Airflow's log tells the story: the provider's own lines, and what the last task printed.
-_TOLD = re.compile(r"(Waiting: .*?until the timeout|Arrived for patient .*?\+00:00|Read from \w+: .*?\})")
+#: Of Airflow's log: the provider's own lines, and the last task's output.
+_SHOWN = re.compile(r"(Waiting: .*?until the timeout|Arrived for patient .*?\+00:00|Read from \w+: .*?\})")
 _FAILED = re.compile(r"AirflowFailException: (.*)|AirflowSensorTimeout: (.*)|AirflowSkipException: (.*)")
 
 
-def main(options: argparse.Namespace) -> int:
+def main(
+    delivery: Literal["s3", "sftp"], dags_folder: str, dag: str | None, patient: str, airflow_home: str | None
+) -> int:
     """Run the demo, and return 0 if the DAG succeeded."""
-    dags_folder = Path(options.dags_folder)
-    dag = options.dag or DAGS[options.delivery]
-    if not (dags_folder / f"{dag}.py").is_file():
+    dag = dag or DAGS[delivery]
+    if not (Path(dags_folder) / f"{dag}.py").is_file():
         print(
             f"There is no {dag}.py in {dags_folder}/: run this in a checkout of the project, or give --dags-folder.",
             file=sys.stderr,
         )
         return 2
-    home_path = Path(options.airflow_home) if options.airflow_home else DEFAULT_HOME / "demo"
+    home_path = Path(airflow_home) if airflow_home else DEFAULT_HOME / "demo"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    story = Story(options.patient)
+    progress = Progress(patient)
     try:
-        with Sandbox(delivery=options.delivery, delay=4, on_event=story.event) as sandbox:
-            return _run(dag, story, sandbox, AirflowHome(home_path, dags_folder, _variables(sandbox)))
+        with Sandbox(delivery=delivery, delay=4, on_event=progress.on_event) as sandbox:
+            home = AirflowHome(home_path, Path(dags_folder), {**sandbox.airflow_environment(), **QUICK})
+            return _run(dag, progress, sandbox, home)
     except KeyboardInterrupt:
         print("\nStopped; nothing is left running.")
         return 130
@@ -63,22 +64,20 @@ def main(options: argparse.Namespace) -> int:
         return 1
 
 
-def _variables(sandbox: Sandbox) -> dict[str, str]:
-    return {**sandbox.airflow_environment(), **QUICK}
-
-
-def _run(dag: str, story: Story, sandbox: Sandbox, home: AirflowHome) -> int:
-    story.tell(f"The sandbox plays HealthEx at {sandbox.api_url} and {_where(sandbox)}.")
-    place, usual = ("In the bucket", "A key") if sandbox.delivery == "s3" else ("On the server", "A file")
-    for file in sandbox.files(story.patient_id):
-        story.tell(f"{place} already: {file.path}, {file.size:,} bytes, of {file.modified:%Y-%m-%d}.")
-    story.tell(f"{usual} sensor would pass at once, on that old file.")
-    story.tell("Preparing a private Airflow in the checkout (about 10 s) …")
+def _run(dag: str, progress: Progress, sandbox: Sandbox, home: AirflowHome) -> int:
+    by_s3 = sandbox.delivery == "s3"
+    storage = f"S3 at {sandbox.s3_url}" if by_s3 else f"an SFTP server at {sandbox.sftp_server.address}"
+    progress.show(f"The sandbox plays HealthEx at {sandbox.api_url} and {storage}.")
+    place, usual = ("In the bucket", "A key") if by_s3 else ("On the server", "A file")
+    for file in sandbox.files(progress.patient_id):
+        progress.show(f"{place} already: {file.path}, {file.size:,} bytes, of {file.modified:%Y-%m-%d}.")
+    progress.show(f"{usual} sensor would pass at once, on that old file.")
+    progress.show("Preparing a private Airflow in the checkout (about 10 s) …")
     home.migrate(afresh=True)
-    story.tell(f"Running the DAG {dag} on it (Airflow takes a few seconds to start) …")
+    progress.show(f"Running the DAG {dag} on it (Airflow takes a few seconds to start) …")
 
-    parameters = {"patient_id": story.patient_id, "path": sandbox.path}
-    if sandbox.delivery == "s3":
+    parameters = {"patient_id": progress.patient_id, "path": sandbox.path}
+    if by_s3:
         parameters["bucket"] = sandbox.bucket
     log = home.path / "run.log"
     with (
@@ -92,20 +91,14 @@ def _run(dag: str, story: Story, sandbox: Sandbox, home: AirflowHome) -> int:
         with process.stdout:
             for line in process.stdout:
                 whole.write(line)
-                story.read(line)
+                progress.on_log_line(line)
         code = process.wait()
-    story.conclude(code, sandbox.asked(story.patient_id))
-    print(_where_next(dag, log, sandbox.delivery))
-    return 0 if code == 0 and story.arrived else code or 1
+    progress.conclude(code, sandbox.asked(progress.patient_id))
+    print(_further_steps(dag, log, sandbox.delivery))
+    return 0 if code == 0 and progress.arrived else code or 1
 
 
-def _where(sandbox: Sandbox) -> str:
-    if sandbox.delivery == "s3":
-        return f"S3 at {sandbox.s3_url}"
-    return f"an SFTP server at {sandbox.sftp_server.host}:{sandbox.sftp_server.port}"
-
-
-def _where_next(dag: str, log: Path, delivery: str) -> str:
+def _further_steps(dag: str, log: Path, delivery: str) -> str:
     by_sftp = " --delivery sftp" if delivery == "sftp" else ""
     return (
         f"\nThe whole log:       {os.path.relpath(log)}\n"
@@ -117,77 +110,73 @@ def _where_next(dag: str, log: Path, delivery: str) -> str:
     )
 
 
-class Story:
-    """
-    What happened, in the order it happened: what the sandbox saw, and what Airflow logged.
-
-    :param patient_id: whose story it is.
-    """
+class Progress:
+    """The steps of one patient's refresh, from the sandbox's events and Airflow's log, in their order."""
 
     def __init__(self, patient_id: str) -> None:
         self.patient_id = patient_id
         self.arrived = False
-        self._asked_at: float | None = None
+        self._requested_at: float | None = None
         self._last = ""
         self._failure = ""
         self._lock = threading.Lock()
 
-    def tell(self, text: str) -> None:
+    def show(self, text: str) -> None:
         """Print a step, with the time."""
         with self._lock:
             print(f"{datetime.now(timezone.utc):%H:%M:%S}  {text}", flush=True)
 
-    def event(self, event: str, details: dict[str, Any]) -> None:
-        """Tell what the sandbox saw."""
+    def on_event(self, event: str, details: dict[str, Any]) -> None:
+        """Show an event of the sandbox."""
         if details.get("patient_id") != self.patient_id:
             return
-        if event == "asked":
-            self._asked_at = time.monotonic()
-            self.tell("HealthEx (sandbox): asked to update the patient's data.")
+        if event == "requested":
+            self._requested_at = time.monotonic()
+            self.show("HealthEx (sandbox): received the request to update the patient's data.")
         elif event == "answered":
             answer = details.get("message") or f"HTTP {details.get('status')}"
-            self.tell(f"HealthEx (sandbox): answered {answer} {details.get('reason') or ''}".rstrip())
-        elif event == "delivered" and self._asked_at is not None:
-            after = time.monotonic() - self._asked_at
-            what = f"{details['key']}, {details['size']:,} bytes"
-            self.tell(f"HealthEx (sandbox): delivered {what}, after {after:.0f} s.")
+            self.show(f"HealthEx (sandbox): answered {answer} {details.get('reason') or ''}".rstrip())
+        elif event == "delivered" and self._requested_at is not None:
+            after = time.monotonic() - self._requested_at
+            file = f"{details['key']}, {details['size']:,} bytes"
+            self.show(f"HealthEx (sandbox): delivered {file}, after {after:.0f} s.")
 
-    def read(self, line: str) -> None:
-        """Tell what a line of Airflow's log says, if it is part of the story."""
+    def on_log_line(self, line: str) -> None:
+        """Show a line of Airflow's log, if it is one of the provider's."""
         failed = _FAILED.search(line)
         if failed:
             self._failure = next(filter(None, failed.groups()))
-        told = _TOLD.search(line)
-        if not told:
+        shown = _SHOWN.search(line)
+        if not shown:
             return
-        text = told.group(1)
+        text = shown.group(1)
         same = re.sub(r"\d+", "", text)
-        if same != self._last:  # a poke a second is news only where something else is said
-            self.tell(f"Airflow: {text}")
+        if same != self._last:  # a poke each second is news only where more than the figures changes
+            self.show(f"Airflow: {text}")
         self._last = same
         self.arrived = self.arrived or text.startswith("Arrived")
 
-    def conclude(self, code: int, asked: int) -> None:
-        """Tell the outcome."""
-        times = f"{asked} time{'' if asked == 1 else 's'}"
+    def conclude(self, code: int, requests: int) -> None:
+        """Show the outcome."""
+        count = f"{requests} request{'' if requests == 1 else 's'} to HealthEx."
         if code == 0 and self.arrived:
-            self.tell(f"Done: the refreshed data has arrived and was read. HealthEx was asked {times}.")
+            self.show(f"Done: the refreshed data has arrived and was read, after {count}")
         else:
             reason = f": {self._failure.strip()}" if self._failure else "."
-            self.tell(f"The run did not succeed{reason} HealthEx was asked {times}.")
+            self.show(f"The run did not succeed{reason} It made {count}")
 
 
-def serve_ui(options: argparse.Namespace) -> int:
+def serve_ui(delivery: Literal["s3", "sftp"], dags_folder: str, port: int) -> int:
     """Run ``airflow standalone`` with the sandbox behind it until Ctrl-C."""
-    if not _is_free(options.port):
-        print(f"Port {options.port} is taken: end what uses it, or give --port.", file=sys.stderr)
+    if not _is_free(port):
+        print(f"Port {port} is in use: end the program that uses it, or give --port.", file=sys.stderr)
         return 1
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: ended.put(number))
-    with Sandbox(delivery=options.delivery, delay=10) as sandbox:
-        url = f"http://localhost:{options.port}"
-        home = AirflowHome(DEFAULT_HOME / "ui", Path(options.dags_folder), {**QUICK, **_ui_settings(options.port)})
+    with Sandbox(delivery=delivery, delay=10) as sandbox:
+        url = f"http://localhost:{port}"
+        home = AirflowHome(DEFAULT_HOME / "ui", Path(dags_folder), {**QUICK, **_ui_settings(port)})
         print("Preparing Airflow …", flush=True)
         home.migrate()
         home.add_connections(sandbox.connections())

@@ -7,7 +7,7 @@ import uuid
 from datetime import date, timedelta
 from typing import Any
 
-#: The code by which HL7 marks data that belongs to nobody.
+#: HL7's code for data of no real person.
 TEST_DATA = {
     "system": "http://terminology.hl7.org/CodeSystem/v3-ActReason",
     "code": "HTEST",
@@ -32,10 +32,7 @@ _OBSERVATIONS = (  # code, name, unit, UCUM, lowest, highest, category
     ("4548-4", "Hemoglobin A1c/Hemoglobin.total in Blood", "%", "%", 5, 9, "laboratory"),
     ("2093-3", "Cholesterol [Mass/volume] in Serum or Plasma", "mg/dL", "mg/dL", 140, 260, "laboratory"),
 )
-_ALLERGIES = (
-    ("91936005", "Allergy to penicillin (finding)"),
-    ("91935009", "Allergy to peanut (finding)"),
-)
+_ALLERGIES = (("91936005", "Allergy to penicillin (finding)"), ("91935009", "Allergy to peanut (finding)"))
 _MEDICATIONS = (
     ("314076", "lisinopril 10 MG Oral Tablet"),
     ("860975", "metformin hydrochloride 500 MG Extended Release Oral Tablet"),
@@ -47,8 +44,7 @@ def bundle(patient_id: str, version: int, part: int = 0, parts: int = 1, *, brie
     """
     Return a bundle, or one part of a refresh that comes in several files.
 
-    :param patient_id: whose it is.
-    :param version: which refresh, counted from 1; each adds observations of one day more.
+    :param version: of the refresh, from 1; each adds observations of one day more.
     :param part: from 0. Every part has the Patient, so that its references resolve.
     :param parts: how many there are.
     :param brief: the Patient and the newest observation alone.
@@ -95,11 +91,7 @@ class _Record:
         return f"{self.day(version).isoformat()}T12:00:00Z"
 
     def meta(self) -> dict[str, Any]:
-        return {
-            "versionId": str(self.version),
-            "lastUpdated": self.moment(self.version),
-            "tag": [dict(TEST_DATA)],
-        }
+        return {"versionId": str(self.version), "lastUpdated": self.moment(self.version), "tag": [dict(TEST_DATA)]}
 
     def resource(self, kind: str, *what: object, **elements: Any) -> dict[str, Any]:
         return {"resourceType": kind, "id": self.id(kind, *what), "meta": self.meta(), **elements}

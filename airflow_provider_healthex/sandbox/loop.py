@@ -1,26 +1,22 @@
-"""An event loop for servers and clients that are asynchronous, in a process that isn't."""
+"""An event loop for servers, clients and timers, in a process that isn't asynchronous."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 class LoopThread:
-    """
-    An event loop on a thread of its own.
+    """An event loop on a thread of its own."""
 
-    :param name: of the thread.
-    """
-
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._ended = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._stopped = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="healthex-loop", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -32,11 +28,15 @@ class LoopThread:
             future.cancel()  # where the waiting was interrupted
             raise
 
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call a function there, without waiting. ``RuntimeError`` after :meth:`stop`."""
+        self._loop.call_soon_threadsafe(function, *arguments)
+
     def stop(self) -> None:
         """Cancel what still runs, and end the thread."""
-        self._loop.call_soon_threadsafe(self._ended.set)
+        self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._ended.wait())
+            runner.run(self._stopped.wait())

@@ -6,18 +6,18 @@ import asyncio
 import email
 import email.policy
 import logging
-import socket
 import threading
 from dataclasses import dataclass
+from socket import socket
 from typing import Any
 
 from aiosmtpd.smtp import SMTP, Envelope
 
 from airflow_provider_healthex.sandbox.faults import Faults
 from airflow_provider_healthex.sandbox.loop import LoopThread
-from airflow_provider_healthex.sandbox.wsgi import LARGEST, listen, reachable
+from airflow_provider_healthex.sandbox.wsgi import HOST, LARGEST, listen
 
-# It tells every command at INFO: addresses, in whatever log the sandbox's process has.
+# At INFO it logs every command, and with it every address.
 logging.getLogger("mail.log").setLevel(logging.WARNING)
 
 
@@ -44,23 +44,21 @@ class Mailbox:
     """
     A running SMTP server, without TLS or login.
 
-    :param host: the address to listen on.
     :param port: 0 for a free one.
-    :param faults: which mails it refuses.
+    :param faults: decide which mails it refuses.
     """
 
-    def __init__(self, host: str, port: int, faults: Faults) -> None:
+    def __init__(self, loop: LoopThread, port: int, faults: Faults) -> None:
+        self._loop = loop
         self._faults = faults
         self._lock = threading.Lock()
         self._mails: list[Mail] = []
-        listening = listen(host, port)
-        self.host = reachable(host)
-        self.port: int = listening.getsockname()[1]
-        self._thread = LoopThread("healthex-mail")
-        self._server = self._thread.run(self._listen(listening))
+        listening = listen(port)
+        self._port: int = listening.getsockname()[1]
+        self._server = loop.run(self._listen(listening))
 
     def mails(self) -> list[Mail]:
-        """Return what has come, the earliest first."""
+        """Return the received mails, the earliest first."""
         with self._lock:
             return list(self._mails)
 
@@ -70,18 +68,31 @@ class Mailbox:
             self._mails.clear()
 
     def stop(self) -> None:
-        """Take nothing more and free the port."""
-        self._thread.run(self._close())
-        self._thread.stop()
+        """Take nothing more and free the port. Open sessions end with the loop."""
+        self._loop.run(self._close())
 
-    # --- what aiosmtpd calls
+    def airflow_connection(self) -> dict[str, Any]:
+        """Return an Airflow connection to it, of type ``smtp``."""
+        return {
+            "conn_type": "smtp",
+            "host": HOST,
+            "port": self._port,
+            "extra": {
+                "disable_tls": True,
+                "disable_ssl": True,
+                "from_email": "study@sandbox.example",
+                "retry_limit": 0,  # SmtpHook would send a refused mail 5 times at once, and hide the fault
+            },
+        }
+
+    # --- called by aiosmtpd
 
     async def handle_RCPT(
         self, server: SMTP, session: Any, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        """Take a recipient, unless it is one too many for the faults."""
+        """Take a recipient, unless a fault is set for it."""
         if fault := self._faults.take("mail", address):
-            return f"{fault.kind} {fault.body or 'The sandbox was told to refuse this.'}"
+            return f"{fault.kind} {fault.body or 'Refused by a fault of the sandbox'}"
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
@@ -97,9 +108,7 @@ class Mailbox:
             self._mails += [Mail(recipient, subject, text, is_html) for recipient in envelope.rcpt_tos]
         return "250 OK"
 
-    # --- inside
-
-    async def _listen(self, listening: socket.socket) -> asyncio.Server:
+    async def _listen(self, listening: socket) -> asyncio.Server:
         return await asyncio.get_running_loop().create_server(self._session, sock=listening)
 
     def _session(self) -> SMTP:

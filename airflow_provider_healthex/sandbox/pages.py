@@ -1,4 +1,4 @@
-"""What a browser shows of the sandbox: the mailbox, and a patient's page. No script, and nothing from elsewhere."""
+"""Pages for a browser: the mailbox, and a patient's page. No script, and nothing from other servers."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ HEADERS = {
 
 _URL = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:!?)\]]", re.IGNORECASE)
 
-#: Elements of a mail that begin a line, and those that nobody reads.
+#: Elements of a mail that begin a line, and those that are not shown.
 _LINES = frozenset(("p", "div", "br", "li", "tr", "h1", "h2", "h3", "h4", "blockquote"))
-_UNREAD = frozenset(("script", "style", "title", "template"))
+_HIDDEN = frozenset(("script", "style", "title", "template"))
 
 
 def page(title: str, body: str, *, form: bool = False) -> Response:
@@ -49,7 +49,7 @@ def page(title: str, body: str, *, form: bool = False) -> Response:
     Return an HTML page.
 
     :param title: as text.
-    :param body: as HTML, with everything escaped that is not ours.
+    :param body: as HTML, with all foreign text escaped.
     :param form: whether it has a form, which goes to the sandbox itself.
     """
     title = escape(title)
@@ -72,9 +72,9 @@ def page(title: str, body: str, *, form: bool = False) -> Response:
 
 
 def mailbox(mails: Sequence[Mail]) -> Response:
-    """Return the page of the mails that came, the newest first."""
+    """Return the page of the received mails, the newest first."""
     count = f"{len(mails)} mail{'' if len(mails) == 1 else 's'}, the newest first." if mails else "No mail yet."
-    note = "The sandbox delivers mail to nobody: it is all here. Reload the page to see what has come since."
+    note = "The sandbox delivers no mail: all of it is here. Reload the page for newer mails."
     articles = (
         f'<article><div class="to">To {escape(mail.recipient)}</div><h2>{escape(mail.subject) or "(no subject)"}</h2>'
         f'<div class="text">{_readable(mail)}</div></article>'
@@ -86,7 +86,7 @@ def mailbox(mails: Sequence[Mail]) -> Response:
 def _readable(mail: Mail) -> str:
     if not mail.is_html:
         return _linked(mail.text)
-    reader = _Reader()
+    reader = _TextAndLinks()
     reader.feed(mail.text)
     reader.close()
     return reader.markup.strip()
@@ -106,19 +106,19 @@ def _link(url: str, label: str) -> str:
     return f'<a href="{escape(url)}" rel="noopener noreferrer">{label}</a>'
 
 
-class _Reader(HTMLParser):
-    """Reads the text and the links of an HTML mail, and drops all else: whoever reaches the mailbox can write one."""
+class _TextAndLinks(HTMLParser):
+    """Keeps the text and the links of an HTML mail alone: any program that reaches the mailbox can write one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.markup = ""
-        self._unread = 0
+        self._hidden = 0
         self._url: str | None = None
         self._label = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in _UNREAD:
-            self._unread += 1
+        if tag in _HIDDEN:
+            self._hidden += 1
         elif tag in _LINES:
             self._new_line()
             self.markup += "• " if tag == "li" else ""
@@ -127,8 +127,8 @@ class _Reader(HTMLParser):
             self._url = url if _URL.fullmatch(url) else None
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in _UNREAD:
-            self._unread = max(0, self._unread - 1)
+        if tag in _HIDDEN:
+            self._hidden = max(0, self._hidden - 1)
         elif tag == "a" and self._url is not None:
             self.markup += _link(self._url, escape(self._label.strip() or self._url))
             self._url, self._label = None, ""
@@ -136,7 +136,7 @@ class _Reader(HTMLParser):
             self._new_line()
 
     def handle_data(self, data: str) -> None:
-        if self._unread:
+        if self._hidden:
             return
         words = re.sub(r"\s+", " ", data)
         if self._url is not None:
@@ -146,7 +146,7 @@ class _Reader(HTMLParser):
 
     def close(self) -> None:
         super().close()
-        self.handle_endtag("a")  # one that never ended
+        self.handle_endtag("a")  # a link without an end
 
     def _new_line(self) -> None:
         if self.markup and not self.markup.endswith("\n"):

@@ -1,4 +1,4 @@
-"""Which patients the sandbox has, and what each of them makes happen."""
+"""The sandbox's patients, and the outcome of a request for each of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class File:
     One file of a delivery.
 
     :param name: under the delivery path.
-    :param after: when it comes, counted from the request in multiples of the sandbox's delay.
+    :param after: when it comes after the request, in multiples of the sandbox's delay.
     :param stale: whether it still holds the previous refresh.
     """
 
@@ -53,27 +53,26 @@ ACTION_REASONS = (
     "AUTHENTICATION_NEEDED_NEW_FACILITY",
 )
 
-#: None of them: what a DAG makes of a reason that HealthEx has added since it was written.
+#: None of them, like a reason that HealthEx adds after a DAG was written.
 INVENTED_REASON = "INVENTED_BY_THE_SANDBOX"
 
 
 def external_id_of(patient_id: str) -> str:
-    """Return the study's own id of one of the sandbox's patients."""
+    """Return the study's own id of a sandbox patient."""
     return patient_id.replace("patient-", "ext-", 1)
 
 
 @dataclass(frozen=True)
 class Scenario:
     """
-    What happens when an update is asked for a patient.
+    The outcome of a request for a patient.
 
-    :param patient_id: the patient it belongs to.
-    :param summary: the same for people, in a line.
-    :param error: status and text of the answer, where it is an error.
-    :param reason: ``patientActionNeededReason``, where the patient must act.
+    :param summary: a line of text.
+    :param error: status and text of an error.
+    :param reason: ``patientActionNeededReason``.
     :param skipped_facilities: above 0 the update is partial.
-    :param files: what is delivered, and when.
-    :param delivered_before: whether an earlier delivery is there from the start.
+    :param files: the delivery.
+    :param delivered_before: whether there is an earlier delivery.
     :param consent_days: days until the consent ends (negative: it ended), None without a consent.
     :param revoked: whether the patient withdrew that consent.
     :param brief: whether bundles are small, so that thousands of them are made in a second.
@@ -101,14 +100,14 @@ class Scenario:
         return tuple(dict.fromkeys(file.name for file in self.files or ONE_FILE))
 
 
-def _must_act(patient_id: str, reason: str, summary: str, consent_days: int | None = 200) -> Scenario:
+def _action_needed(patient_id: str, reason: str, summary: str, consent_days: int | None = 200) -> Scenario:
     return Scenario(
         patient_id, f"{reason}: {summary}", reason=reason, consent_days=consent_days,
         revoked=reason == "CONSENT_REVOKED", delivered_before=consent_days is not None,
     )  # fmt: skip
 
 
-def _refused(patient_id: str, status: int, text: str, summary: str) -> Scenario:
+def _rejected(patient_id: str, status: int, text: str, summary: str) -> Scenario:
     return Scenario(patient_id, summary, error=(status, text), files=(), delivered_before=False, consent_days=None)
 
 
@@ -127,42 +126,40 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario(
             LATE_TAIL,
             "accepted; a file of the previous refresh comes after 1/3 delay, this one's after 2 delays",
-            files=(
-                File("bundle-2.json", 1 / 3, stale=True),
-                File("bundle-1.json", 2.0),
-                File("bundle-2.json", 2.0),
-            ),
+            files=(File("bundle-2.json", 1 / 3, stale=True), File("bundle-1.json", 2.0), File("bundle-2.json", 2.0)),
         ),
         Scenario(CONSENT_ENDS_SOON, "accepted; the consent ends in 10 days", consent_days=10),
-        _must_act(CONSENT_EXPIRED, "CONSENT_EXPIRED", "the consent ended 5 days ago", consent_days=-5),
-        _must_act(CONSENT_NOT_FOUND, "CONSENT_NOT_FOUND", "there is no consent to this project", consent_days=None),
-        _must_act(CONSENT_REVOKED, "CONSENT_REVOKED", "the patient withdrew the consent"),
-        _must_act(
+        _action_needed(CONSENT_EXPIRED, "CONSENT_EXPIRED", "the consent ended 5 days ago", consent_days=-5),
+        _action_needed(
+            CONSENT_NOT_FOUND, "CONSENT_NOT_FOUND", "there is no consent to this project", consent_days=None
+        ),
+        _action_needed(CONSENT_REVOKED, "CONSENT_REVOKED", "the patient withdrew the consent"),
+        _action_needed(
             UNLOCKED_OR_NO_TARGETED_LIST,
             "UNLOCKED_OR_NO_TARGETED_LIST",
             "no targeted facilities, or they are not locked (a guess from the name)",
         ),
-        _must_act(
+        _action_needed(
             AUTHENTICATION_EXPIRED,
             "AUTHENTICATION_EXPIRED",
-            "a facility asks for a new sign-in (with skipInteractive: accepted, 1 facility skipped)",
+            "a facility requires a new sign-in (with skipInteractive: accepted, 1 facility skipped)",
         ),
-        _must_act(
+        _action_needed(
             AUTHENTICATION_NEEDED_NEW_FACILITY,
             "AUTHENTICATION_NEEDED_NEW_FACILITY",
-            "a new facility asks for a sign-in (with skipInteractive: accepted, 1 facility skipped)",
+            "a new facility requires a sign-in (with skipInteractive: accepted, 1 facility skipped)",
         ),
-        _must_act(NEW_REASON, INVENTED_REASON, "none of HealthEx's reasons, as one that is new would be"),
-        _refused(UNKNOWN, 404, "Recruitment not found", "404: never added to the project, as any other id"),
-        _refused(FORBIDDEN, 403, "Forbidden resource", "403: the token's user may not ask for this patient"),
+        _action_needed(NEW_REASON, INVENTED_REASON, "not a reason of HealthEx, like one that it adds later"),
+        _rejected(UNKNOWN, 404, "Recruitment not found", "404: never added to the project, as any other id"),
+        _rejected(FORBIDDEN, 403, "Forbidden resource", "403: the token's user has no right to this patient"),
         # The guide promises "an appropriate error" and names no status: 400 is the sandbox's guess.
-        _refused(PROJECT_PAUSED, 400, "Project is not active", "400 (a guess): the project is paused"),
+        _rejected(PROJECT_PAUSED, 400, "Project is not active", "400 (a guess): the project is paused"),
     )
 }
 
 
 def table() -> str:
-    """Return the patients and what each makes happen, as text in three columns."""
+    """Return the patients with the outcome of each, as text in three columns."""
     rows = [("PATIENT", "EXTERNAL ID", "WHAT HAPPENS")]
     rows += [(each.patient_id, each.external_id, each.summary) for each in SCENARIOS.values()]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]

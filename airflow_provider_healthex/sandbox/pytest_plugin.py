@@ -1,5 +1,5 @@
 """
-A pytest fixture for people who test their own DAGs: a HealthEx that answers and delivers on this machine.
+A pytest fixture for tests of one's own DAGs: a HealthEx that answers and delivers on this machine.
 
 Pytest finds it by itself wherever this package is installed. In a test::
 
@@ -8,15 +8,15 @@ Pytest finds it by itself wherever this package is installed. In a test::
         assert run.state == "success"
         assert healthex_sandbox.asked(healthex_sandbox.patients.IN_PROGRESS) == 1
 
-    def test_a_busy_service_is_asked_again(healthex_sandbox):
+    def test_a_request_is_retried_when_the_service_is_busy(healthex_sandbox):
         healthex_sandbox.faults.add("update", 429, times=2, retry_after=1)
         ...
 
 ``healthex_sandbox`` is a :class:`~airflow_provider_healthex.sandbox.server.Sandbox`. While a test uses it,
 ``AIRFLOW_CONN_HEALTHEX_DEFAULT``, ``AIRFLOW_CONN_AWS_DEFAULT`` and ``AIRFLOW_CONN_SMTP_DEFAULT`` lead to it. Each
-test finds it as new: nothing was asked or mailed, no faults, and the bucket ``healthex_sandbox.bucket`` holds the
-patients' earlier deliveries, 30 days old. Deliveries come 1 second after a request. The servers run for
-the session, at the same addresses.
+test begins afresh: no requests, no mails, no faults, and the bucket ``healthex_sandbox.bucket`` holds the patients'
+earlier deliveries, 30 days old. Deliveries come 1 second after a request. The servers run for the session, at the same
+addresses.
 
 For another delay or path, override the settings in ``conftest.py``::
 
@@ -25,7 +25,7 @@ For another delay or path, override the settings in ``conftest.py``::
         return {"delay": 0.2, "path": "healthex/{orgId}/{externalId}/"}
 
 With ``"delivery": "sftp"`` (extra ``sftp``) there is ``AIRFLOW_CONN_SFTP_DEFAULT`` in place of
-``AIRFLOW_CONN_AWS_DEFAULT``, and no bucket; ``healthex_sandbox.files(patient_id)`` shows what was delivered.
+``AIRFLOW_CONN_AWS_DEFAULT``, and no bucket; ``healthex_sandbox.files(patient_id)`` lists the delivered files.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def healthex_sandbox_session(healthex_sandbox_settings: dict[str, Any]) -> Itera
 
 @pytest.fixture
 def healthex_sandbox(healthex_sandbox_session: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    """Give a test a sandbox as new, and Airflow connections to it."""
+    """Reset the session's sandbox, and set Airflow connections to it."""
     healthex_sandbox_session.reset()
     for name, value in healthex_sandbox_session.airflow_environment().items():
         monkeypatch.setenv(name, value)

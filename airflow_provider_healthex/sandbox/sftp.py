@@ -1,4 +1,4 @@
-"""SFTP as the place deliveries go to: any server, or asyncssh's in this process. Needs the extra ``sftp``."""
+"""SFTP as the storage that deliveries go to: any server, or asyncssh's in this process. Needs the extra ``sftp``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from airflow_provider_healthex.sandbox.deliveries import StoredFile
 from airflow_provider_healthex.sandbox.loop import LoopThread
-from airflow_provider_healthex.sandbox.wsgi import listen, reachable
+from airflow_provider_healthex.sandbox.wsgi import HOST, listen
 
 try:
     import asyncssh
@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
     needs = f"Delivery by SFTP needs {error.name}: pip install 'airflow-provider-healthex[sandbox,sftp]'"
     raise ModuleNotFoundError(needs, name=error.name) from None
 
-# It tells each connection and each file at INFO. Whoever has set a level keeps it.
+# At INFO it logs each connection and each file. A level that is set already stays.
 if logging.getLogger("asyncssh").level == logging.NOTSET:
     logging.getLogger("asyncssh").setLevel(logging.WARNING)
 
@@ -38,10 +38,10 @@ T = TypeVar("T")
 #: Of the sandbox's own server. The password is a new one at each start.
 USERNAME = "sandbox-sftp-user"
 
-#: What a file is called while it is written.
+#: The ending of a file's name while it is written.
 PARTIAL = ".filepart"
 
-PATIENCE = 30  # seconds for one file, connecting included
+UPLOAD_TIMEOUT = 30  # seconds for one file, connecting included
 
 
 @dataclass(frozen=True)
@@ -61,77 +61,88 @@ class SftpServer:
     password: str | None = field(default=None, repr=False)
     private_key: str | None = field(default=None, repr=False)
 
-    def airflow_connection(self) -> dict[str, Any]:
-        """Return an Airflow connection to it, of type ``sftp``."""
-        connection: dict[str, Any] = {
-            "conn_type": "sftp",
-            "host": self.host,
-            "port": self.port,
-            "login": self.username,
-            "extra": {"host_key": self.host_key},
-        }
-        if self.password is not None:
-            connection["password"] = self.password
-        if self.private_key is not None:
-            connection["extra"]["private_key"] = self.private_key
-        return connection
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"{self.host}:{self.port}"
 
 
 class SftpDestination:
     """
     An account on an SFTP server that deliveries are written to, through one connection.
 
-    A file is written under another name and then renamed over the old one: nobody sees half of it.
+    A file is written under another name and then renamed over the old one, so no reader sees half of it. Relative
+    paths begin in the account's folder.
 
-    :param server: where to. Relative paths begin where the account does.
+    :param server: another server; None: one of its own.
+    :param port: of the own one, 0 for a free one.
     """
 
-    sets_times = True
-
-    def __init__(self, server: SftpServer) -> None:
+    def __init__(self, loop: LoopThread, server: SftpServer | None, port: int) -> None:
+        self._loop = loop
+        self._own: _OwnServer | None = None
+        if server is None:
+            self._own = _OwnServer(loop, port)
+            server = self._own.server
         self.server = server
         self._files: set[str] = set()
         self._folders: list[str] = []  # a parent before what is in it
         self._connection: asyncssh.SSHClientConnection | None = None
         self._client: asyncssh.SFTPClient
         self._turn = asyncio.Lock()  # one file after the other
-        self._thread = LoopThread("healthex-uploads")
 
-    def put(self, key: str, body: bytes, *, days_old: float = 0) -> None:
-        """Write a file, over the one that is there."""
-        self._run(lambda sftp: self._put(sftp, key, body, days_old))
+    def airflow_connection(self) -> dict[str, Any]:
+        """Return an Airflow connection to the server, of type ``sftp``."""
+        server = self.server
+        connection: dict[str, Any] = {
+            "conn_type": "sftp",
+            "host": server.host,
+            "port": server.port,
+            "login": server.username,
+            "extra": {"host_key": server.host_key},
+        }
+        if server.password is not None:
+            connection["password"] = server.password
+        if server.private_key is not None:
+            connection["extra"]["private_key"] = server.private_key
+        return connection
 
     def prepare(self) -> None:
-        """Connect, so that what is wrong with the server or the account shows at once."""
+        """Connect, so that an error of the server or the account shows at once."""
         self._run(lambda sftp: sftp.realpath("."))
 
-    def take_back(self) -> None:
-        """Delete what was put, with the folders that were made for it, and nothing else."""
+    def put(self, key: str, body: bytes, *, days_old: float = 0) -> None:
+        """Write a file, over an existing one."""
+        self._run(lambda sftp: self._put(sftp, key, body, days_old))
+
+    def clear(self) -> None:
+        """Delete what was put with the folders made for it, or on the own server everything."""
+        if self._own:
+            self._own.clear()
+            self._files.clear()
+            self._folders.clear()
         while self._files:
             self._run(lambda sftp: _remove(sftp, self._files.pop()))
         while self._folders:
             self._run(lambda sftp: _remove_empty(sftp, self._folders.pop()))
 
     def files(self, prefix: str) -> list[StoredFile]:
-        """Return what is there in a folder and those below, or the one file where it doesn't end in ``/``."""
+        """Return the files in a folder and below, or one file where the prefix doesn't end in ``/``."""
         return self._run(lambda sftp: _listed(sftp, prefix))
 
-    def age(self, key: str, days: float) -> None:
-        """Make a file older."""
-        self._run(lambda sftp: _age(sftp, key, days))
-
     def close(self) -> None:
-        """Disconnect and end the thread."""
-        self._thread.run(self._disconnect())
-        self._thread.stop()
+        """Disconnect, and end the own server with its files."""
+        self._loop.run(self._disconnect())
+        if self._own:
+            self._own.stop()
 
     def _run(self, job: Callable[[asyncssh.SFTPClient], Awaitable[T]]) -> T:
-        return self._thread.run(self._in_turn(job))
+        return self._loop.run(self._in_turn(job))
 
     async def _in_turn(self, job: Callable[[asyncssh.SFTPClient], Awaitable[T]]) -> T:
         async with self._turn:
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(UPLOAD_TIMEOUT):
                     if self._connection is None or self._connection.is_closed():
                         await self._connect()
                     return await job(self._client)
@@ -151,7 +162,7 @@ class SftpDestination:
             password=server.password,
             client_keys=keys,
             known_hosts=([asyncssh.import_public_key(server.host_key)], [], []),
-            # What this user's own SSH has set up is for others.
+            # This user's own SSH settings are for other servers.
             config=None,
             agent_path=None,
         )
@@ -175,12 +186,13 @@ class SftpDestination:
         async with sftp.open(partial, "wb") as file:
             await file.write(body)
         if days_old:
-            await _age(sftp, partial, days_old)
+            modified = ((await sftp.stat(partial)).mtime or time.time()) - days_old * 24 * 3600
+            await sftp.utime(partial, (modified, modified))
         await sftp.posix_rename(partial, key)
         self._files.discard(partial)
 
     async def _make(self, sftp: asyncssh.SFTPClient, folder: str) -> None:
-        # Asked each time: whom it is delivered to may tidy up.
+        # Checked each time: a reader may delete a folder that it has emptied.
         if not folder or await sftp.isdir(folder):
             return
         await self._make(sftp, posixpath.dirname(folder))
@@ -194,14 +206,8 @@ async def _remove(sftp: asyncssh.SFTPClient, file: str) -> None:
 
 
 async def _remove_empty(sftp: asyncssh.SFTPClient, folder: str) -> None:
-    with contextlib.suppress(asyncssh.SFTPError):  # gone, or something of another's is in it
+    with contextlib.suppress(asyncssh.SFTPError):  # gone, or it holds a file of another's
         await sftp.rmdir(folder)
-
-
-async def _age(sftp: asyncssh.SFTPClient, path: str, days: float) -> None:
-    modified = (await sftp.stat(path)).mtime or time.time()
-    earlier = modified - days * 24 * 3600
-    await sftp.utime(path, (earlier, earlier))
 
 
 async def _listed(sftp: asyncssh.SFTPClient, prefix: str) -> list[StoredFile]:
@@ -230,34 +236,25 @@ async def _walk(sftp: asyncssh.SFTPClient, prefix: str) -> AsyncIterator[tuple[s
             yield prefix + name, entry.attrs
 
 
-class OwnSftp:
-    """
-    Asyncssh's SFTP server in this process, on a folder and with a host key and a password of its own.
+class _OwnServer:
+    """Asyncssh's SFTP server in this process, on a folder and with a host key and a password of its own."""
 
-    :param host: the address to listen on.
-    :param port: 0 for a free one.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        listening = listen(host, port)
+    def __init__(self, loop: LoopThread, port: int) -> None:
+        listening = listen(port)
         key = asyncssh.generate_private_key("ssh-ed25519")
-        self.server = SftpServer(
-            reachable(host),
-            listening.getsockname()[1],
-            USERNAME,
-            key.export_public_key().decode().strip(),
-            secrets.token_urlsafe(16),
-        )
+        host_key = key.export_public_key().decode().strip()
+        port = listening.getsockname()[1]
+        self.server = SftpServer(HOST, port, USERNAME, host_key, secrets.token_urlsafe(16))
         self._folder = tempfile.TemporaryDirectory(prefix="healthex-sftp-")
         # One level down: whatever mode a client gives the served folder, the one above keeps other users out.
         self._served = Path(self._folder.name) / "served"
         self._served.mkdir()
         self._connections: set[asyncssh.SSHServerConnection] = set()
-        self._thread = LoopThread("healthex-sftp")
-        self._acceptor = self._thread.run(self._listen(listening, key))
+        self._loop = loop
+        self._acceptor = loop.run(self._listen(listening, key))
 
     def clear(self) -> None:
-        """Delete all files, whoever put them."""
+        """Delete all files, also those of clients."""
         for entry in self._served.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -266,8 +263,7 @@ class OwnSftp:
 
     def stop(self) -> None:
         """Drop all connections, free the port and delete the files."""
-        self._thread.run(self._close())
-        self._thread.stop()
+        self._loop.run(self._close())
         self._folder.cleanup()
 
     async def _listen(self, listening: socket.socket, key: asyncssh.SSHKey) -> asyncssh.SSHAcceptor:
@@ -302,7 +298,7 @@ class _FilesWithoutLinks(asyncssh.SFTPServer):
         super().__init__(channel, chroot=self._root)
 
     def map_path(self, path: bytes) -> bytes:
-        """Return the local path of what a client names; every method of the base class calls this first."""
+        """Return the local path of a client's path; every method of the base class calls this first."""
         local = super().map_path(path)
         below = self._root
         for name in local[len(self._root) :].split(b"/"):
@@ -312,46 +308,19 @@ class _FilesWithoutLinks(asyncssh.SFTPServer):
         return local
 
     def symlink(self, oldpath: bytes, newpath: bytes) -> None:
-        """Refuse a symbolic link."""
         raise asyncssh.SFTPPermissionDenied("Links can't be made here")
 
     def link(self, oldpath: bytes, newpath: bytes) -> None:
-        """Refuse a hard link."""
         raise asyncssh.SFTPPermissionDenied("Links can't be made here")
 
     def rmdir(self, path: bytes) -> None:
-        """Delete an empty folder, but not the one that is served."""
         if posixpath.normpath(self.map_path(path)) == self._root:
             raise asyncssh.SFTPPermissionDenied("The served folder stays")
         super().rmdir(path)
 
 
-class OwnDestination(SftpDestination):
-    """
-    An SFTP server in this process, delivered to as to any other.
-
-    :param host: the address it listens on.
-    :param port: 0 for a free one.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        self._own = OwnSftp(host, port)
-        super().__init__(self._own.server)
-
-    def take_back(self) -> None:
-        """Delete all files, whoever put them."""
-        self._own.clear()
-        self._files.clear()
-        self._folders.clear()
-
-    def close(self) -> None:
-        """Disconnect, and end the server with its files."""
-        super().close()
-        self._own.stop()
-
-
 class _Login(asyncssh.SSHServer):
-    """Lets in the account of the server, and nobody else."""
+    """Accepts the server's one account, and keeps its connections so that they can be closed."""
 
     def __init__(self, server: SftpServer, connections: set[asyncssh.SSHServerConnection]) -> None:
         self._server = server

@@ -1,4 +1,4 @@
-"""What the sandbox remembers, in memory: its patients, and what was asked for whom."""
+"""The sandbox's memory: its patients, and the requests for each of them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Patient:
 
     @property
     def reason(self) -> str | None:
-        """Why the patient must act, None once that has happened."""
+        """The reason why patient action is needed, None once the patient has acted."""
         return None if self.acted else self.scenario.reason
 
 
@@ -48,8 +48,8 @@ class UpdateRequest:
     """
     One ``$updateData`` that arrived, also if it was then refused or cut off.
 
-    :param at: when, UTC.
-    :param status: of the answer, None while there is none.
+    :param at: UTC.
+    :param status: of the answer, None before it.
     :param accepted: whether a retrieval was started, which HealthEx would bill.
     """
 
@@ -70,7 +70,7 @@ class State:
     Everything that a reset forgets.
 
     :param listener: called with each event's name and details, from the thread it happens in.
-    :param cohort: patients besides those who are there always.
+    :param cohort: patients besides the named ones.
     :param earlier_deliveries: whether anything was delivered before.
     """
 
@@ -88,7 +88,7 @@ class State:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what happened; the patients are those of the scenarios again."""
+        """Forget all requests; the patients are those of the scenarios again."""
         with self.lock:
             self.over.set()
             self.over = threading.Event()
@@ -106,7 +106,7 @@ class State:
             }
 
     def emit(self, event: str, **details: Any) -> None:
-        """Tell the listener what happened; its failure is its own."""
+        """Call the listener; an exception of its own changes nothing."""
         if self.listener is None:
             return
         try:
@@ -115,7 +115,7 @@ class State:
             log.exception("The sandbox's listener failed on %r.", event)
 
     def patient(self, patient_id: str) -> Patient | None:
-        """Return the patient with that id who has joined, or None."""
+        """Return the joined patient with that id, or None."""
         found = self.patients.get(patient_id)
         return found if found and found.joined else None
 
@@ -125,7 +125,7 @@ class State:
             return next((each for each in self.patients.values() if each.external_id == external_id), None)
 
     def invite(self, external_id: str | None, email: str | None) -> tuple[Patient, bool]:
-        """Return the patient with these attributes, and whether they were new."""
+        """Return the patient with these attributes, and whether the patient is new."""
         with self.lock:
             for each in self.patients.values():
                 if (external_id and each.external_id == external_id) or (email and each.email == email):
@@ -136,20 +136,20 @@ class State:
             self.patients[patient.patient_id] = patient
             return patient, True
 
-    def arrived(self, project_id: str, patient_id: str) -> UpdateRequest:
-        """Remember that an update was asked for, whatever becomes of it."""
+    def add_request(self, project_id: str, patient_id: str) -> UpdateRequest:
+        """Keep a request for an update, whatever the answer will be."""
         request = UpdateRequest(project_id, patient_id, datetime.now(timezone.utc))
         with self.lock:
             self.updates[patient_id].append(request)
-        self.emit("asked", patient_id=patient_id, project_id=project_id, at=request.at)
+        self.emit("requested", patient_id=patient_id, project_id=project_id, at=request.at)
         return request
 
     def updates_of(self, patient_id: str) -> list[UpdateRequest]:
-        """Return what was asked for a patient, the earliest first."""
+        """Return a patient's requests, the earliest first."""
         with self.lock:
             return list(self.updates.get(patient_id, ()))
 
     def all_updates(self) -> list[UpdateRequest]:
-        """Return what was asked for anybody."""
+        """Return the requests for all patients."""
         with self.lock:
             return [each for updates in self.updates.values() for each in updates]

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 from airflow_provider_healthex.sandbox import Sandbox
-from airflow_provider_healthex.sandbox.cohort import members
+from airflow_provider_healthex.sandbox.cohort import cohort_scenarios
 from testing import Unavailable
 from tests.crash import page
 from tests.crash.cluster import CELERY, LOCAL, Cluster, cluster, interrupted, wait_for
@@ -65,7 +65,7 @@ def _run_on(executor: str, scenarios: Sequence[Scenario]) -> list[Result]:
     needed = sum(each.patients for each in scenarios)
     began = time.monotonic()
     with Sandbox(cohort=2 * needed, seed=SEED, delay=24 * 3600, earlier_deliveries=False) as sandbox:
-        accepted = (each.patient_id for each in members(2 * needed, SEED) if each.files and not each.reason)
+        accepted = (each.patient_id for each in cohort_scenarios(2 * needed, SEED) if each.files and not each.reason)
         patients = {each.dag_id: list(itertools.islice(accepted, each.patients)) for each in scenarios}
         files: dict[str, list[Dag]] = defaultdict(list)
         for each in scenarios:

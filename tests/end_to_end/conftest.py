@@ -78,16 +78,9 @@ def real_airflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
             },
         )
         home.migrate()
-        stored = {**sandbox.healthex_connection(), "login": "", "password": sandbox.token()}
-        home.add_connections(
-            {
-                "healthex_default": sandbox.healthex_connection(),
-                "healthex_stored": stored,
-                "aws_default": sandbox.aws_connection(),
-                "smtp_default": sandbox.smtp_connection(),
-                **sftp_connections(request),
-            }
-        )
+        connections = sandbox.connections()
+        stored = {**connections["healthex_default"], "login": "", "password": sandbox.token()}
+        home.add_connections({**connections, "healthex_stored": stored, **sftp_connections(request)})
         with (
             (path / "standalone.log").open("w") as log,
             home.start("standalone", stdout=log, stderr=subprocess.STDOUT) as process,

@@ -121,7 +121,7 @@ def test_an_unusable_address_is_reported_by_the_type_of_the_error_alone(dag, san
 
 
 def test_without_a_mail_server_the_run_fails_and_logs_the_cause(dag, sandbox, monkeypatch, task_log):
-    nowhere = {**sandbox.smtp_connection(), "port": 1}
+    nowhere = {**sandbox.connections()["smtp_default"], "port": 1}
     monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(nowhere))
     ended = run(dag, sandbox, patients.CONSENT_EXPIRED)
     assert ended.state == "failed"

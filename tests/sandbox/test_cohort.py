@@ -8,16 +8,16 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from airflow_provider_healthex.sandbox import Sandbox
-from airflow_provider_healthex.sandbox.cohort import OUTCOMES, describe, members
+from airflow_provider_healthex.sandbox.cohort import OUTCOMES, cohort_scenarios, describe
 
 from .conftest import Caller
 
-THOUSAND = members(1000, seed=7)
+THOUSAND = cohort_scenarios(1000, seed=7)
 
 
 def test_the_same_seed_gives_the_same_patients():
-    assert members(1000, seed=7) == THOUSAND
-    assert members(1000, seed=8) != THOUSAND
+    assert cohort_scenarios(1000, seed=7) == THOUSAND
+    assert cohort_scenarios(1000, seed=8) != THOUSAND
 
 
 def test_ids_are_numbered_from_one():
@@ -33,13 +33,13 @@ def test_of_a_thousand_each_outcome_has_its_share():
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 99, 1234])
-def test_a_cohort_has_as_many_patients_as_were_asked_for(size):
-    assert len(members(size, seed=1)) == size
+def test_a_cohort_has_the_given_number_of_patients(size):
+    assert len(cohort_scenarios(size, seed=1)) == size
 
 
 def test_a_negative_size_is_refused():
-    with pytest.raises(ValueError, match="-1 patients"):
-        members(-1, seed=7)
+    with pytest.raises(ValueError, match=r"cohort must be at least 0 patients \(got -1\)"):
+        cohort_scenarios(-1, seed=7)
 
 
 def test_it_is_described_by_how_many_have_which_outcome():
@@ -47,7 +47,7 @@ def test_it_is_described_by_how_many_have_which_outcome():
     assert "patient-00001 to patient-01000 (ext-00001 to ext-01000)" in text
     assert "    890  in progress" in text
     assert "      5  CONSENT_REVOKED" in text
-    assert "404" not in describe(members(5, seed=7))
+    assert "404" not in describe(cohort_scenarios(5, seed=7))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_every_patient_answers_as_the_scenario_says(cohort, answers):
     assert Counter(answer.status_code for answer in answers.values()) == {201: 198, 404: 2}
 
 
-def test_every_patient_was_asked_once(cohort, answers):
+def test_every_patient_was_requested_once(cohort, answers):
     assert cohort.asked_by_patient() == Counter(cohort.cohort)
 
 

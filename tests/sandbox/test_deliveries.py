@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox.deliveries import DeliveryPath, Scheduler
+from airflow_provider_healthex.sandbox.loop import LoopThread
 from airflow_provider_healthex.sandbox.patients import SCENARIOS
 from airflow_provider_healthex.sandbox.state import Patient
 
@@ -127,21 +129,15 @@ def test_a_reset_takes_back_what_is_on_its_way(sandbox, call, objects):
     assert "d/other" not in [row["Key"] for row in keys]
 
 
-def test_an_object_can_be_made_old(sandbox, objects):
-    [key] = sandbox.deliver(patients.PARTIAL)
-    sandbox.backdate(key, days=40)
-    assert is_old(objects(patients.PARTIAL)["bundle.json"])
-
-
-def test_events_tell_what_happens(sandbox, call, events):
+def test_events_are_handed_to_the_listener_in_their_order(sandbox, call, events):
     call.update(patients.IN_PROGRESS)
     call.update(patients.CONSENT_EXPIRED)
     sandbox.wait_until_delivered()
     told = [(event, details["patient_id"]) for event, details in events]
     assert told == [
-        ("asked", patients.IN_PROGRESS),
+        ("requested", patients.IN_PROGRESS),
         ("answered", patients.IN_PROGRESS),
-        ("asked", patients.CONSENT_EXPIRED),
+        ("requested", patients.CONSENT_EXPIRED),
         ("answered", patients.CONSENT_EXPIRED),
         ("delivered", patients.IN_PROGRESS),
     ]
@@ -177,28 +173,77 @@ def test_a_path_that_cannot_be_is_refused(template, message):
         Sandbox(path=template)
 
 
-def test_a_delivery_that_fails_does_not_stop_the_next():
-    scheduler = Scheduler()
+@pytest.fixture
+def scheduler():
+    loop = LoopThread()
+    yield Scheduler(loop)
+    loop.stop()
+
+
+def test_a_delivery_that_fails_does_not_stop_the_next(scheduler, caplog):
     done = threading.Event()
     scheduler.after(0, lambda: 1 / 0)
     scheduler.after(0, done.set)
-    assert done.wait(5)
-    scheduler.stop()
+    scheduler.wait_until_idle(5)
+    assert done.is_set()
+    assert "could not deliver" in caplog.text
 
 
-def test_jobs_run_in_the_order_of_their_moments():
-    scheduler = Scheduler()
+def test_jobs_run_in_the_order_of_their_moments_one_after_the_other(scheduler):
     ran: list[str] = []
+
+    def slow() -> None:
+        time.sleep(0.2)
+        ran.append("slow")
+
     scheduler.after(0.1, lambda: ran.append("later"))
-    scheduler.after(0.0, lambda: ran.append("now"))
-    assert scheduler.wait_until_idle(5)
-    assert ran == ["now", "later"]
-    scheduler.stop()
+    scheduler.after(0.0, slow)
+    scheduler.after(0.0, lambda: ran.append("next"))
+    scheduler.wait_until_idle(5)
+    assert ran == ["slow", "next", "later"]
+
+
+def test_clearing_finishes_the_running_job_and_drops_the_rest(scheduler):
+    ran: list[str] = []
+    began = threading.Event()
+
+    def running() -> None:
+        began.set()
+        time.sleep(0.2)
+        ran.append("running")
+
+    scheduler.after(0, running)
+    scheduler.after(0, lambda: ran.append("waiting"))
+    scheduler.after(60, lambda: ran.append("later"))
+    assert began.wait(5)
+    scheduler.clear()
+    assert ran == ["running"]
+    scheduler.wait_until_idle(1)
+    assert ran == ["running"]
+
+
+def test_after_the_end_of_the_loop_a_job_is_dropped():
+    loop = LoopThread()
+    loop.stop()
+    Scheduler(loop).after(0, lambda: 1 / 0)
+
+
+def test_a_listener_may_call_the_sandbox():
+    keys: list[str] = []
+
+    def listener(event, details):
+        if event == "delivered" and details["version"] < 4:
+            keys.extend(sandbox.deliver(details["patient_id"]))
+
+    with Sandbox(delivery="sftp", delay=0, earlier_deliveries=False, on_event=listener) as sandbox:
+        Caller(sandbox).update(patients.FIRST_DELIVERY)
+        sandbox.wait_until_delivered()
+    assert len(keys) == 3
 
 
 def test_waiting_for_deliveries_ends(sandbox, call):
     call.update(patients.IN_PROGRESS)
-    with pytest.raises(TimeoutError, match="still on their way"):
+    with pytest.raises(TimeoutError, match="still pending"):
         sandbox.wait_until_delivered(timeout=0)
 
 
@@ -206,7 +251,7 @@ def test_a_listener_that_fails_changes_nothing():
     def listener(event, details):
         raise ZeroDivisionError
 
-    with Sandbox(delay=0, on_event=listener, age_old_deliveries=False) as sandbox:
+    with Sandbox(delay=0, on_event=listener, earlier_deliveries=False) as sandbox:
         Caller(sandbox).update(patients.FIRST_DELIVERY)
         sandbox.wait_until_delivered()
         until(lambda: read(sandbox, patients.FIRST_DELIVERY))

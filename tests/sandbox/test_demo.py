@@ -14,7 +14,7 @@ import pytest
 from airflow.models import DagBag
 
 from airflow_provider_healthex.sandbox import cli, demo, patients
-from airflow_provider_healthex.sandbox.demo import Story
+from airflow_provider_healthex.sandbox.demo import Progress
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = [sys.executable, "-m", "airflow_provider_healthex.sandbox.cli", "demo", "--delivery", "sftp"]
@@ -29,12 +29,12 @@ def test_by_sftp_it_tells_the_whole_story(tmp_path):
         r"and an SFTP server at 127\.0\.0\.1:\d+\.",
         r"On the server already: d/project-demo/patient-in-progress/bundle\.json, [\d,]+ bytes, of ",
         "Running the DAG refresh_patient_sftp",
-        "asked to update",
+        "received the request",
         "Airflow: Waiting: .*; patient ",
         "delivered d/project-demo/patient-in-progress/bundle.json",
         "Airflow: Arrived for patient",
         r"Airflow: Read from SFTP: \{'Patient': 1",
-        "Done: .* asked 1 time",
+        "Done: .* 1 request to HealthEx",
         r"example_dags/refresh_patient_sftp\.py",
         "make airflow DELIVERY=sftp",
     ]
@@ -84,12 +84,12 @@ def test_ctrl_c_ends_it_and_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("where", ["S3", "SFTP"])
 def test_of_airflows_log_it_tells_what_belongs_to_the_story(capsys, where):
-    story = Story(patients.IN_PROGRESS)
-    story.read("INFO - Task started")
-    story.read("INFO - Waiting: nothing there; patient p, 6:00:00 until the timeout source=x")
-    story.read("INFO - Waiting: nothing there; patient p, 5:59:59 until the timeout source=x")
-    story.read("INFO - Arrived for patient p: 1 object, 2 bytes, modified 2026-11-22T20:28:17+00:00 source=x")
-    story.read(f"INFO - Read from {where}: {{'Patient': 1}} source=x")
+    story = Progress(patients.IN_PROGRESS)
+    story.on_log_line("INFO - Task started")
+    story.on_log_line("INFO - Waiting: nothing there; patient p, 6:00:00 until the timeout source=x")
+    story.on_log_line("INFO - Waiting: nothing there; patient p, 5:59:59 until the timeout source=x")
+    story.on_log_line("INFO - Arrived for patient p: 1 object, 2 bytes, modified 2026-11-22T20:28:17+00:00 source=x")
+    story.on_log_line(f"INFO - Read from {where}: {{'Patient': 1}} source=x")
     told = [line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()]
     assert told == [
         "Airflow: Waiting: nothing there; patient p, 6:00:00 until the timeout",

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
-from airflow_provider_healthex.sandbox.pace import RateLimit
+from airflow_provider_healthex.sandbox.service import RateLimit
 
 from .conftest import Caller
 

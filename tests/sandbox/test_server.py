@@ -9,10 +9,9 @@ import time
 import boto3
 import pytest
 import requests
+from moto import mock_aws
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
-from airflow_provider_healthex.sandbox import server as server_module
-from airflow_provider_healthex.sandbox.s3 import OwnS3
 
 from .conftest import Caller, is_free, no_thread_left
 
@@ -60,23 +59,6 @@ def test_a_port_that_is_taken_is_an_error_and_leaves_nothing(which):
 def test_it_listens_on_loopback_alone(running):
     assert running.api_url.startswith("http://127.0.0.1:")
     assert running.s3_url.startswith("http://127.0.0.1:")
-
-
-def test_another_address_warns_and_needs_http_to_be_allowed():
-    sandbox = Sandbox(bind="0.0.0.0", age_old_deliveries=False)
-    with pytest.warns(UserWarning, match=r"listens on 0\.0\.0\.0.*127\.0\.0\.1"):
-        sandbox.start()
-    try:
-        assert sandbox.api_url.startswith("http://127.0.0.1:")
-        assert sandbox.healthex_connection()["extra"]["allow_http"] is True
-    finally:
-        sandbox.stop()
-
-
-def test_ipv6_loopback_is_loopback():
-    with Sandbox(bind="::1") as sandbox:
-        assert sandbox.api_url.startswith("http://[::1]:")
-        assert Caller(sandbox).update(patients.IN_PROGRESS).status_code == 201
 
 
 def test_before_the_start_it_says_so():
@@ -129,46 +111,18 @@ def test_tokens_of_any_age_and_content(sandbox, call):
     assert status(sandbox.token(nbf=int(time.time()) + 3600)) == 401
 
 
-@pytest.fixture
-def other_s3():
-    other = OwnS3("127.0.0.1", 0)
-    yield other
-    other.drop("elsewhere")
-    other.stop()
-
-
-def test_another_s3_server_gets_the_deliveries_and_keeps_what_is_not_ours(other_s3, monkeypatch):
-    slept: list[float] = []
-    monkeypatch.setattr(server_module.time, "sleep", slept.append)
-    arguments = {"s3_endpoint": other_s3.url, "s3_credentials": ("key", "secret"), "bucket": "elsewhere"}
-    with Sandbox(delay=0, **arguments) as sandbox:
-        assert slept == [server_module.SETTLING]
-        assert sandbox.s3_url == other_s3.url
-        assert sandbox.aws_connection()["login"] == "key"
-        client = sandbox.s3_client()
-        client.put_object(Bucket="elsewhere", Key="not-ours", Body=b"")
-        sandbox.deliver(patients.FIRST_DELIVERY)
-        sandbox.reset()
-        keys = [row["Key"] for row in client.list_objects_v2(Bucket="elsewhere")["Contents"]]
-        assert "not-ours" in keys
-        assert "d/project-demo/patient-partial/bundle.json" in keys
-        assert "d/project-demo/patient-first-delivery/bundle.json" not in keys
-        with pytest.raises(RuntimeError, match="own S3 server"):
-            sandbox.backdate("not-ours", days=1)
-
-
-def test_without_credentials_airflow_looks_for_them_as_boto3_does(other_s3, monkeypatch):
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    arguments = {"s3_endpoint": other_s3.url, "bucket": "elsewhere", "age_old_deliveries": False}
-    with Sandbox(**arguments) as sandbox:
-        assert "password" not in sandbox.aws_connection()
+def test_each_sandbox_has_an_api_secret_of_its_own():
+    secrets = {Sandbox().api_secret for _ in range(2)}
+    assert len(secrets) == 2
+    assert min(map(len, secrets)) >= 20
 
 
 def test_a_reset_survives_that_moto_forgot_the_bucket():
     with Sandbox() as sandbox:
-        assert sandbox._own_s3
-        sandbox._own_s3.drop(sandbox.bucket)
+        with mock_aws():
+            pass
+        with pytest.raises(sandbox.s3_client().exceptions.NoSuchBucket):
+            sandbox.s3_client().list_objects_v2(Bucket=sandbox.bucket)
         sandbox.reset()
         assert sandbox.s3_client().list_objects_v2(Bucket=sandbox.bucket)["KeyCount"] > 0
 

@@ -545,9 +545,10 @@ class TestSeveralRequestsAtOnce:
 class TestAnswersThatDoNotEnd:
     @pytest.mark.parametrize("stuck", [s3.HALF_A_CHUNK, s3.WRONG_CHUNKS, s3.DRIPPING, s3.SILENCE], ids=str)
     def test_are_given_up_and_the_next_poke_succeeds(self, opened, faulty, monkeypatch, stuck):
-        monkeypatch.setattr(module, "REQUEST_LIMIT", 0.7)
-        faulty.script(stuck, s3.listing("d/1"))
+        faulty.script(s3.EMPTY, stuck, s3.listing("d/1"))
         watched = opened(access=replace(ACCESS, botocore_config={**ACCESS.botocore_config, "read_timeout": 60}))
+        watched.poke()  # opens the client, which may take longer than the limit
+        monkeypatch.setattr(module, "REQUEST_LIMIT", 0.7)
         started = time.monotonic()
         verdict = watched.poke()
         assert time.monotonic() - started < 20

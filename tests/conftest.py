@@ -123,10 +123,10 @@ def task_log(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixtur
 
     def read() -> str:
         printed.append(capsys.readouterr().out)
-        told = "".join(printed)
+        output = "".join(printed)
         if support.AIRFLOW == (3, 0):
-            told = re.sub(r"^(.*\[debug *\] Sending request .*MaskSecret.*|[│╭╰].*)$", "", told, flags=re.MULTILINE)
-        return told + caplog.text
+            output = re.sub(r"^(.*\[debug *\] Sending request .*MaskSecret.*|[│╭╰].*)$", "", output, flags=re.MULTILINE)
+        return output + caplog.text
 
     return read
 

@@ -1,4 +1,4 @@
-"""A scripted HealthEx on a loopback socket: it answers, stays silent, cuts off, and remembers what was asked."""
+"""A scripted HealthEx on a loopback socket: it answers, stays silent, cuts off, and keeps the requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Received:
 
     @property
     def patient_id(self) -> str:
-        """Whom an update is for."""
+        """The patient of an update."""
         return unquote(self.target.split("/")[-2])
 
     @property
@@ -155,11 +155,11 @@ class Service:
         self._script = list(replies)
 
     def answers_each(self, reply: Callable[[Received], Reply | None]) -> None:
-        """Let what is asked decide about the reply; None leaves it to the script."""
+        """Let the request decide about the reply; None leaves it to the script."""
         self._by_request = reply
 
     def asked(self) -> Counter[str]:
-        """Return how often each patient was asked for."""
+        """Return the number of requests for each patient."""
         with self._lock:
             return Counter(request.patient_id for request in self.received)
 

@@ -43,7 +43,7 @@ class Store:
 
 
 class TaskInstance:
-    """The little of a task instance that the operator asks for."""
+    """The part of a task instance that the operator uses."""
 
     def __init__(self, task, max_tries=0, try_number=1):
         self.task, self.max_tries, self.try_number = task, max_tries, try_number

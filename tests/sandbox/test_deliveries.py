@@ -113,7 +113,7 @@ def test_delivering_without_a_request(sandbox, objects, second):
     assert sandbox.asked(patients.SEVERAL_FILES) == 0
 
 
-def test_delivering_for_nobody_is_refused(sandbox):
+def test_delivering_for_an_unknown_patient_is_refused(sandbox):
     with pytest.raises(LookupError, match="healthex-sandbox patients"):
         sandbox.deliver("patient-nobody")
 
@@ -133,8 +133,8 @@ def test_events_are_handed_to_the_listener_in_their_order(sandbox, call, events)
     call.update(patients.IN_PROGRESS)
     call.update(patients.CONSENT_EXPIRED)
     sandbox.wait_until_delivered()
-    told = [(event, details["patient_id"]) for event, details in events]
-    assert told == [
+    seen = [(event, details["patient_id"]) for event, details in events]
+    assert seen == [
         ("requested", patients.IN_PROGRESS),
         ("answered", patients.IN_PROGRESS),
         ("requested", patients.CONSENT_EXPIRED),

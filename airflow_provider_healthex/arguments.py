@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any
 
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
+from airflow_provider_healthex.moments import whole_seconds
 
 _TEMPLATE = re.compile(r"\{\{|\{%|\{#")
 _WHOLE = re.compile(r"\s*[+-]?\d+\s*")
@@ -83,7 +84,7 @@ def _number(value: Any) -> float | None:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def baseline(name: str, value: str | datetime) -> datetime:
+def requested_at(name: str, value: str | datetime) -> datetime:
     """Return a moment as UTC in whole seconds; without a time zone it would be a guess, and is refused."""
     moment = value
     if isinstance(value, str):
@@ -101,4 +102,4 @@ def baseline(name: str, value: str | datetime) -> datetime:
         raise HealthExConfigurationError(
             f"{name} must have a time zone, such as 2026-11-22T17:40:05+00:00 (got {str(value)!r})"
         )
-    return moment.astimezone(timezone.utc).replace(microsecond=0)
+    return whole_seconds(moment)

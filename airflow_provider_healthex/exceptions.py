@@ -1,4 +1,4 @@
-"""Every error of this package that a user can catch. Imports nothing, so that catching one costs nothing."""
+"""The errors of this package. Imports nothing, so that a DAG file can catch them at no cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class HealthExError(Exception):
-    """The base of every error this package raises of its own."""
+    """Base of all errors of this package."""
 
     def __reduce__(self) -> tuple[object, ...]:
         # pickle would call the class with the message alone, and some need keywords.
@@ -22,23 +22,23 @@ def _remade(kind: type[HealthExError], args: tuple[object, ...], attributes: dic
 
 
 class HealthExConfigurationError(HealthExError, ValueError):
-    """A connection or an argument can't be used as it is; the same call fails again until it is changed."""
+    """A connection or an argument is unusable: every call fails until it is changed."""
 
 
 class HealthExTokenError(HealthExError):
-    """The stored token has expired or is not valid yet, or the token request was refused. No update was requested."""
+    """The stored token has expired or is not valid yet, or the token request was rejected. No update was requested."""
 
 
 class HealthExConnectionError(HealthExError):
-    """The request never reached the service: it is safe to retry."""
+    """The request provably never reached the service: a retry is safe."""
 
 
 class HealthExUpdateAmbiguousError(HealthExError):
     """
-    An update was sent and nobody knows whether HealthEx accepted it: a second request may bill a second retrieval.
+    An update was sent, and nobody knows whether HealthEx accepted it: a second request may bill a second retrieval.
 
-    :param status_code: the HTTP status, where one arrived, else None.
-    :param requested_at: the moment of this try (UTC, whole seconds): data modified since then may be its delivery.
+    :param status_code: the HTTP status; None where no answer arrived.
+    :param requested_at: the moment of this try (UTC, whole seconds): objects modified since then may be its delivery.
     """
 
     def __init__(self, message: str, *, status_code: int | None = None, requested_at: datetime | None = None) -> None:
@@ -52,8 +52,8 @@ class HealthExApiError(HealthExError):
     HealthEx answered with an error.
 
     :param status_code: the HTTP status.
-    :param detail: the service's own words: at most 500 characters, without control characters and tokens.
-    :param retry_after: seconds until the service accepts a retry, by its ``Retry-After``, or None.
+    :param detail: the service's own text: at most 500 characters, without control characters, tokens and links.
+    :param retry_after: seconds to wait before a retry, from the answer's ``Retry-After``; None without it.
     """
 
     def __init__(self, message: str, *, status_code: int, detail: str = "", retry_after: float | None = None) -> None:
@@ -68,28 +68,28 @@ class HealthExAuthenticationError(HealthExApiError):
 
 
 class HealthExPermissionError(HealthExApiError):
-    """403: the token's user may not do this."""
+    """403: the token's user lacks the permission."""
 
 
 class HealthExNotFoundError(HealthExApiError):
-    """404: the project or the patient is unknown, or not accessible with this token."""
+    """404: the project or the patient is unknown, or this token has no access to it."""
 
 
 class HealthExRequestError(HealthExApiError):
-    """Any other 4xx: the request was refused as it stands."""
+    """Any other 4xx: HealthEx rejected the request."""
 
 
 class HealthExRateLimitError(HealthExApiError):
-    """429: too many requests, also after waiting as the service asked."""
+    """429: too many requests, also after the client's own retries."""
 
 
 class HealthExServerError(HealthExApiError):
-    """5xx: the service failed, and for an update it is known that it was not started."""
+    """5xx: the service failed. Of an update: only where it provably did not accept it."""
 
 
 class HealthExPatientActionNeeded(HealthExError):
     """
-    HealthEx needs patient action before it can refresh the data.
+    The patient needs to act before HealthEx can refresh the data.
 
     :param patient_id: HealthEx's id of the patient.
     :param reason: ``patientActionNeededReason`` of the answer, or None.

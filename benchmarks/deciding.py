@@ -9,9 +9,10 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Any
 
-from airflow_provider_healthex.delivery import Expectation, expand
 from airflow_provider_healthex.delivery.cohort import CohortExpectation, CohortWait, Member
 from airflow_provider_healthex.delivery.listing import Look, look
+
+from airflow_provider_healthex.delivery import Expectation, expand
 from airflow_provider_healthex.sandbox.s3 import s3_client
 from benchmarks.bucket import CREDENTIALS, NAME, ListedBucket
 from benchmarks.report import Report

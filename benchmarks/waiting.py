@@ -113,7 +113,8 @@ def key_sensors(bucket: ListedBucket, waited_for: Sequence[str], since: datetime
 def cohort_poll(patients: Sequence[str], since: datetime) -> Callable[[], object]:
     """Return what our cohort sensor does for a poll, in each of its modes; it remembers who arrived."""
     from airflow_provider_healthex.delivery.cohort import CohortExpectation, CohortWait, Member
-    from airflow_provider_healthex.s3 import AwsAccess, Bucket
+
+    from airflow_provider_healthex.storage.s3 import AwsAccess, Bucket
 
     members = tuple(Member(patient_id, 0) for patient_id in patients)
     wait = CohortWait(CohortExpectation(_PATH, {"projectId": "project-bench"}, since, members))

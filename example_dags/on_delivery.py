@@ -1,9 +1,9 @@
 """
-Work on whatever HealthEx delivers, whoever caused it: a patient who shares by themselves, or a refresh of yours.
+Process every delivery of HealthEx: of a patient who shares data unasked, and of your own refreshes.
 
-A watcher polls the bucket on the triggerer, and each event of its asset starts a run. Needs Airflow 3.0; on 3.3 the
-watcher remembers what it has announced, so that a restart neither repeats nor misses a delivery. How this goes with
-the DAGs that ask for refreshes: docs/event-driven.md.
+A watcher polls the bucket on the triggerer, and each event of its asset starts a run. Needs Airflow 3.0. On 3.3 the
+watcher stores which deliveries it has announced, so that a restart neither repeats nor misses one. How to combine this
+with DAGs that request refreshes: docs/event-driven.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ except ImportError:  # Airflow 2.11 has no watchers
     AssetWatcher = None
 
 if AssetWatcher is not None:
-    # A watcher's arguments are fixed when the DAG is parsed: it has no runs, and so no parameters.
+    # A watcher has no runs, and so no parameters: its arguments are fixed when the DAG is parsed.
     trigger = HealthExDeliveryTrigger(
         bucket_name=os.environ.get("HEALTHEX_EXAMPLE_BUCKET", "healthex-deliveries"),
         bucket_key="d/{projectId}/{healthexPatientId}/",
@@ -41,7 +41,7 @@ if AssetWatcher is not None:
     def on_delivery() -> None:
         @task
         def process(triggering_asset_events: Any) -> list[str]:
-            """Work on each patient's delivery once; one run may have several events."""
+            """Process each patient's delivery once: one run may have several events."""
             newest: dict[tuple[str, str], dict[str, Any]] = {}
             for events in triggering_asset_events.values():
                 for event in events:

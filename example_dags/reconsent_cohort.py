@@ -1,18 +1,18 @@
 """
-Refresh many patients' health records, go on with those in progress, and ask the others to consent or sign in again.
+Refresh many patients' health records, and mail a HealthEx link to those who need to consent or sign in again.
 
-1. ``patients`` reads the study's own list: HealthEx doesn't list those whose consent has ended.
-2. ``refresh`` asks for all of them in one task and says of each whether they are in progress or must act, and why.
-3. ``arrival`` waits for those in progress with one deferred task, and ``report`` says how many came.
+1. ``patients`` reads the study's own list: HealthEx doesn't list patients whose consent has ended.
+2. ``refresh`` requests all of them in one task. Its result lists those in progress, and those who need to act, and why.
+3. ``arrival`` waits for those in progress with one deferred task, and ``report`` counts what arrived.
 4. ``outreach`` mails the others their HealthEx link, in batches.
-5. ``tell_coordinator`` writes one mail to the study: whom no link helps, who could not be written to, and whom HealthEx
-   could not be asked for.
+5. ``notify_coordinator`` sends one mail to the study, with the patients for whom a link is no help, those who could not
+   be mailed, and those whose request failed.
 
-The run does not wait for those who were asked: patients take weeks. When one has acted HealthEx delivers, unasked, and
-``on_delivery`` works on what comes, theirs and everybody's. Who has not acted by the next run is asked again.
+The run does not wait for patients who were mailed: they take weeks. When one has acted HealthEx delivers without a new
+request, and ``on_delivery`` processes it. A patient who has not acted by the next run is requested and mailed again.
 
-Whoever holds a link acts as the patient. Links are made and sent inside one task, and are in no XCom, log or rendered
-field. What to replace: ``look_up``, ``patients`` and the words of the mails. More: docs/reconsent.md.
+A link lets its holder act as the patient. It is created and sent inside one task, and is in no XCom, log or rendered
+field. Replace ``look_up``, ``patients`` and the text of the mails. More: docs/reconsent.md.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ QUIET_PERIOD = float(os.environ.get("HEALTHEX_EXAMPLE_QUIET_PERIOD", 300))
 TIMEOUT = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_TIMEOUT", 24 * 60 * 60)))
 RETRY_DELAY = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_RETRY_DELAY", 5 * 60)))
 
-# Patients a task: it has one token for all of them, and Airflow maps at most 1,024 tasks.
+# Patients a task: each task requests a token of its own, and Airflow maps at most 1,024 tasks.
 BATCH = int(os.environ.get("HEALTHEX_EXAMPLE_BATCH", 50))
 
-#: What to ask for, by HealthEx's reason. Whatever is not here is for people: also a reason that is new.
-REQUESTS = {
+#: The text of the mail, by HealthEx's reason. Any other reason, also a new one, goes to the coordinator.
+MAIL_TEXTS = {
     "CONSENT_EXPIRED": "Please consent again to share your health records with our study:",
     "CONSENT_NOT_FOUND": "Please consent again to share your health records with our study:",
     "AUTHENTICATION_EXPIRED": "A health system asks you to sign in, so that our study can go on:",
@@ -61,10 +61,10 @@ def look_up(patient_id: str) -> tuple[str, str]:
     return external_id, f"{external_id}@patients.example"
 
 
-NO_RESULT = "refresh left no result: there was nobody to ask for, or it died, see its log."
+NO_RESULT = "refresh left no result: the list of patients was empty, or the task was killed (see its log)"
 
-#: What the next patient would meet, too.
-FOR_EVERYBODY = (HealthExAuthenticationError, HealthExConnectionError, HealthExPermissionError, HealthExTokenError)
+#: Errors that every patient of a batch would get.
+FOR_EVERY_PATIENT = (HealthExAuthenticationError, HealthExConnectionError, HealthExPermissionError, HealthExTokenError)
 
 
 def mail(params: dict[str, Any], to: str, subject: str, body: str) -> None:
@@ -72,12 +72,12 @@ def mail(params: dict[str, Any], to: str, subject: str, body: str) -> None:
         try:
             smtp.send_email_smtp(to=to, subject=subject, html_content=body)
         except Exception as error:
-            # What goes wrong with a mail may repeat it, and the address: its kind says enough.
+            # The error's text may repeat the mail and the address: log its type alone.
             raise RuntimeError(f"The mail was not sent: {type(error).__name__}") from None
 
 
 def mail_link(params: dict[str, Any], patient_id: str, text: str) -> None:
-    """Make the patient's link and mail it, at once: it is not returned, printed or stored."""
+    """Create the patient's link and mail it: it is not returned, printed or stored."""
     external_id, address = look_up(patient_id)
     mask_secret(address)
     link = HealthExHook(params["healthex_conn_id"]).create_patient_link(external_id, project_id=params["project_id"])
@@ -85,35 +85,35 @@ def mail_link(params: dict[str, Any], patient_id: str, text: str) -> None:
     mail(params, address, "Our study needs you", body)
 
 
-def write_to_each(batch: list[dict[str, str]], params: dict[str, Any]) -> list[str]:
-    """Mail each of a batch; return the ids of whom it went to."""
-    written = []
+def mail_each(batch: list[dict[str, str]], params: dict[str, Any]) -> list[str]:
+    """Mail each patient of a batch; return the ids of those who were mailed."""
+    mailed = []
     for patient in batch:
         try:
-            mail_link(params, patient["patient_id"], REQUESTS[patient["reason"]])
-            written.append(patient["patient_id"])
+            mail_link(params, patient["patient_id"], MAIL_TEXTS[patient["reason"]])
+            mailed.append(patient["patient_id"])
         except HealthExError as error:
             print(f"No link for {patient['patient_id']}: {error}")
-            if isinstance(error, FOR_EVERYBODY):
+            if isinstance(error, FOR_EVERY_PATIENT):
                 break
         except Exception as error:
-            # A look-up's error may tell of the patient, too.
-            print(f"{patient['patient_id']} could not be written to: {type(error).__name__}")
-    return written
+            # The text of a look-up's error may hold the address.
+            print(f"No mail to {patient['patient_id']}: {type(error).__name__}")
+    return mailed
 
 
-def for_people(update: dict[str, Any], written: Iterable[list[str]]) -> dict[str, list[str]]:
-    """Return whom people must look after, by what has happened."""
-    done = {patient_id for batch in written for patient_id in batch}
-    must_act = {each["patient_id"]: each["reason"] in REQUESTS for each in update["patient_action_needed"]}
+def for_coordinator(update: dict[str, Any], mailed: Iterable[list[str]]) -> dict[str, list[str]]:
+    """Return the ids of patients who need a person, by cause."""
+    done = {patient_id for batch in mailed for patient_id in batch}
+    need_to_act = {each["patient_id"]: each["reason"] in MAIL_TEXTS for each in update["patient_action_needed"]}
     return {
-        "HealthEx can't refresh these, and nobody has written to them:": [
-            patient_id for patient_id, link_helps in must_act.items() if not link_helps
+        "HealthEx can't refresh these patients, and a link is no help. They were not mailed:": [
+            patient_id for patient_id, link_helps in need_to_act.items() if not link_helps
         ],
-        "These must act, and could not be written to:": [
-            patient_id for patient_id, link_helps in must_act.items() if link_helps and patient_id not in done
+        "These patients need to act, and could not be mailed:": [
+            patient_id for patient_id, link_helps in need_to_act.items() if link_helps and patient_id not in done
         ],
-        "HealthEx could not be asked for these, or answered with an error:": [
+        "These patients were not requested, or HealthEx answered with an error:": [
             *(each["patient_id"] for each in update["failed"]),
             *update.get("not_asked", []),
         ],
@@ -141,7 +141,9 @@ def listed(title: str, patient_ids: list[str]) -> str:
             type="array",
             description="HealthEx's ids of the patients",
         ),
-        "coordinator": Param("coordinator@study.example", type="string", description="Who is told what needs people"),
+        "coordinator": Param(
+            "coordinator@study.example", type="string", description="Gets the mail on patients who need a person"
+        ),
         "bucket": Param("healthex-deliveries", type="string", description="Bucket HealthEx delivers to"),
         "path": Param(
             "d/{projectId}/{healthexPatientId}/",
@@ -172,7 +174,7 @@ def reconsent_cohort() -> None:
         bucket_name="{{ params.bucket }}",
         bucket_key="{{ params.path }}",
         aws_conn_id="{{ params.aws_conn_id }}",
-        min_fraction=0.9,  # where nothing has changed nothing may come
+        min_fraction=0.9,  # without changes HealthEx may deliver nothing
         poke_interval=POKE_INTERVAL,
         quiet_period=QUIET_PERIOD,
         timeout=TIMEOUT,
@@ -181,48 +183,50 @@ def reconsent_cohort() -> None:
 
     @task
     def report(arrived: dict[str, Any]) -> dict[str, int]:
-        """Say who came; the work on their data is on_delivery's."""
+        """Count what arrived; on_delivery processes it."""
         counts = {"arrived": arrived["arrived_count"], "missing": arrived["missing_count"]}
         print(f"In progress: {counts}")
         return counts
 
-    # A refresh fails where nobody is in progress, which is when all must act. Its result is there all the same.
+    # A refresh without a patient in progress fails, for example when all need to act. Its result is still there.
     @task(trigger_rule="all_done")
     def batches(update: dict[str, Any] | None) -> list[list[dict[str, str]]]:
-        """List whom a link helps, in batches."""
+        """List the patients whom a link helps, in batches."""
         if not update:
             raise AirflowSkipException(NO_RESULT)
-        asked = [each for each in update["patient_action_needed"] if each["reason"] in REQUESTS]
-        return [asked[start : start + BATCH] for start in range(0, len(asked), BATCH)]
+        to_mail = [each for each in update["patient_action_needed"] if each["reason"] in MAIL_TEXTS]
+        return [to_mail[start : start + BATCH] for start in range(0, len(to_mail), BATCH)]
 
     @task
     def outreach(batch: list[dict[str, str]], params: dict[str, Any]) -> list[str]:
         """
         Mail a batch.
 
-        One bad address stops nobody else. It fails, and is tried again, only where nobody was written to: a retry
-        mails nobody twice. That of a killed task may, which does no harm.
+        A bad address doesn't stop the rest of the batch. The task fails, and is retried, only if no patient was
+        mailed, so that a retry mails no patient twice. The retry of a killed task may, which does no harm.
         """
-        written = write_to_each(batch, params)
-        if not written:
-            raise RuntimeError(f"None of {len(batch)} patients could be written to.")
-        return written
+        mailed = mail_each(batch, params)
+        if not mailed:
+            raise RuntimeError(f"No patient of a batch of {len(batch)} was mailed: see the log above")
+        return mailed
 
     @task(trigger_rule="all_done")
-    def tell_coordinator(
-        update: dict[str, Any] | None, written: Iterable[list[str]] | None, params: dict[str, Any], run_id: str
+    def notify_coordinator(
+        update: dict[str, Any] | None, mailed: Iterable[list[str]] | None, params: dict[str, Any], run_id: str
     ) -> None:
-        """Write to the study, of patients nothing but HealthEx's ids. The reasons are in Airflow."""
+        """Mail the study HealthEx's ids, and nothing else of the patients. The reasons are in Airflow."""
         if not update:
             raise AirflowSkipException(NO_RESULT)
-        body = "".join(listed(title, patient_ids) for title, patient_ids in for_people(update, written or ()).items())
+        body = "".join(
+            listed(title, patient_ids) for title, patient_ids in for_coordinator(update, mailed or ()).items()
+        )
         if not body:
-            raise AirflowSkipException("Nobody needs the coordinator.")
+            raise AirflowSkipException("No patient needs the coordinator")
         reasons = f"<p>Airflow has the reasons: task refresh of run {escape(run_id)}, XCom.</p>"
         mail(params, params["coordinator"], "Patients of the study need you", body + reasons)
 
     report(arrival.output)
-    tell_coordinator(refresh.output, outreach.expand(batch=batches(refresh.output)))
+    notify_coordinator(refresh.output, outreach.expand(batch=batches(refresh.output)))
 
 
 reconsent_cohort()

@@ -1,15 +1,15 @@
 """
-Refresh one patient's health records, and where HealthEx needs the patient first, ask them, and wait on.
+Refresh one patient's health records; if the patient needs to act first, mail them a HealthEx link, and wait.
 
-1. ``refresh`` asks HealthEx to update the patient's data, once.
-2. ``next_step`` looks at the answer. In progress: on to ``arrival``. Otherwise one of the next three goes first.
-3. ``ask_to_consent`` and ``ask_to_sign_in`` mail the patient their HealthEx link; ``tell_coordinator`` writes to the
-   study, where a mail to the patient would be wrong or no use: above all, where they have withdrawn.
-4. ``arrival`` waits for data newer than the request: when the patient has acted HealthEx delivers, unasked.
-5. ``read`` is your own work on what came.
+1. ``refresh`` requests an update of the patient's data, once.
+2. ``next_step`` branches on the answer. In progress: ``arrival`` is next. Otherwise one of the tasks of step 3.
+3. ``ask_to_consent`` and ``ask_to_sign_in`` mail the patient their HealthEx link. ``notify_coordinator`` mails the
+   study if a mail to the patient would be wrong or no help: above all, if they have withdrawn.
+4. ``arrival`` waits for data since the request: when the patient has acted HealthEx delivers without a new request.
+5. ``read`` is your own work on the files.
 
-Whoever holds the link acts as the patient. It is made and sent inside one task, and is in no XCom, log or rendered
-field. What to replace: ``address_of`` and the words of the mails. More: docs/reconsent.md.
+The link lets its holder act as the patient. It is created and sent inside one task, and is in no XCom, log or rendered
+field. Replace ``address_of`` and the text of the mails. More: docs/reconsent.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUIET_PERIOD = float(os.environ.get("HEALTHEX_EXAMPLE_QUIET_PERIOD", 300))
 TIMEOUT = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_TIMEOUT", 30 * 24 * 60 * 60)))
 RETRY_DELAY = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_RETRY_DELAY", 5 * 60)))
 
-#: Who goes first, by HealthEx's reason. Whatever is not here is for people: also a reason that is new.
+#: The next task, by HealthEx's reason. Any other reason, also a new one, goes to the coordinator.
 OUTREACH = {
     "CONSENT_EXPIRED": "ask_to_consent",
     "CONSENT_NOT_FOUND": "ask_to_consent",
@@ -51,12 +51,12 @@ def mail(params: dict[str, Any], to: str, subject: str, body: str) -> None:
         try:
             smtp.send_email_smtp(to=to, subject=subject, html_content=body)
         except Exception as error:
-            # What goes wrong with a mail may repeat it, and the address: its kind says enough.
+            # The error's text may repeat the mail and the address: log its type alone.
             raise RuntimeError(f"The mail was not sent: {type(error).__name__}") from None
 
 
 def mail_link(params: dict[str, Any], subject: str, text: str) -> None:
-    """Make the patient's link and mail it, at once: it is not returned, printed or stored."""
+    """Create the patient's link and mail it: it is not returned, printed or stored."""
     external_id = params["external_id"]
     link = HealthExHook(params["healthex_conn_id"]).create_patient_link(external_id, project_id=params["project_id"])
     address = address_of(external_id)
@@ -68,7 +68,7 @@ def mail_link(params: dict[str, Any], subject: str, text: str) -> None:
     schedule=None,  # a run for each patient, with its params
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
-    max_active_runs=100,  # patients waited for at once; one run a patient: two would wait for the same delivery
+    max_active_runs=100,  # patients at once; start one run a patient: two would wait for the same delivery
     default_args={"retries": 2, "retry_delay": RETRY_DELAY},
     params={
         "healthex_conn_id": Param("healthex_default", type="string", description="Airflow connection to HealthEx"),
@@ -77,7 +77,9 @@ def mail_link(params: dict[str, Any], subject: str, text: str) -> None:
         "project_id": Param("project-demo", type="string", description="HealthEx project (study)"),
         "patient_id": Param("patient-consent-expired", type="string", description="HealthEx's id of the patient"),
         "external_id": Param("ext-consent-expired", type="string", description="Your own id of the same patient"),
-        "coordinator": Param("coordinator@study.example", type="string", description="Who is told what needs people"),
+        "coordinator": Param(
+            "coordinator@study.example", type="string", description="Gets the mail on a patient who needs a person"
+        ),
         "bucket": Param("healthex-deliveries", type="string", description="Bucket HealthEx delivers to"),
         "path": Param(
             "d/{projectId}/{healthexPatientId}/",
@@ -94,17 +96,17 @@ def reconsent_patient() -> None:
         patient_id="{{ params.patient_id }}",
         project_id="{{ params.project_id }}",
         healthex_conn_id="{{ params.healthex_conn_id }}",
-        on_patient_action="return",  # the answer with its reason, rather than a failure
+        on_patient_action="return",  # return the answer with its reason instead of failing
     )
 
     @task.branch
     def next_step(update: dict[str, Any]) -> str:
-        """Choose by the reason."""
+        """Branch on the reason."""
         if update["message"] == "IN_PROGRESS_NO_ACTION_NEEDED":
             return "arrival"
-        return OUTREACH.get(update["patient_action_needed_reason"], "tell_coordinator")
+        return OUTREACH.get(update["patient_action_needed_reason"], "notify_coordinator")
 
-    # A retry of these may send a second mail, where the first went out and the task was killed. That does no harm.
+    # If one of these is killed after its mail went out, its retry sends a second mail. That does no harm.
 
     @task
     def ask_to_consent(params: dict[str, Any]) -> None:
@@ -113,21 +115,21 @@ def reconsent_patient() -> None:
 
     @task
     def ask_to_sign_in(params: dict[str, Any]) -> None:
-        """Ask for the sign-in that a health system wants."""
+        """Ask for the sign-in that a health system requires."""
         mail_link(params, "Please sign in", "A health system asks you to sign in, so that our study can go on:")
 
     @task
-    def tell_coordinator(params: dict[str, Any], run_id: str) -> None:
-        """Write to the study; no link, and of the patient nothing but HealthEx's id. The reason is in Airflow."""
+    def notify_coordinator(params: dict[str, Any], run_id: str) -> None:
+        """Mail the study HealthEx's id of the patient, and nothing else. The reason is in Airflow."""
         body = (
-            f"HealthEx can't refresh {params['patient_id']} of {params['project_id']}, and nobody has written to them. "
+            f"HealthEx can't refresh {params['patient_id']} of {params['project_id']}. The patient was not mailed. "
             f"Airflow has the reason: task refresh of run {run_id}, XCom."
         )
         mail(params, params["coordinator"], "A patient of the study needs you", escape(body))
 
     arrival = HealthExDataArrivalSensor(
         task_id="arrival",
-        update=refresh.output,  # its request's time stays the baseline: no new request is needed
+        update=refresh.output,  # requested_at stays that of the one request: no new one is needed
         on_patient_action="wait",
         trigger_rule="none_failed_min_one_success",
         bucket_name="{{ params.bucket }}",
@@ -137,7 +139,7 @@ def reconsent_patient() -> None:
         poke_interval=POKE_INTERVAL,
         quiet_period=QUIET_PERIOD,
         timeout=TIMEOUT,
-        soft_fail=True,  # a patient who does not act is an outcome and no failure: it ends as skipped
+        soft_fail=True,  # a patient who does not act is no failure: the task is skipped
         deferrable=True,
     )
 
@@ -148,7 +150,7 @@ def reconsent_patient() -> None:
         return int(delivery["object_count"])
 
     step = next_step(refresh.output)
-    step >> [ask_to_consent(), ask_to_sign_in(), tell_coordinator()] >> arrival
+    step >> [ask_to_consent(), ask_to_sign_in(), notify_coordinator()] >> arrival
     step >> arrival
     read(arrival.output)
 

@@ -1,15 +1,15 @@
 """
-Refresh every consented patient of a project, in chunks, and work on what arrived.
+Refresh every consented patient of a project, in chunks, and process what arrived.
 
 1. ``patients`` lists the patients who have consented, in chunks. Those whose consent ends soon are left out.
 2. ``refresh_chunk`` runs for each chunk: ``refresh`` requests its updates, and ``arrival`` waits, without a worker, for
    those in progress. A chunk that fails leaves the other chunks alone.
 3. ``batches`` collects the patients whose data arrived, and ``process`` works on each batch of them.
-4. ``report`` counts. It fails the run where too little has arrived.
+4. ``report`` counts. It fails the run if too little has arrived.
 
-An accepted update is billed, so its data is waited for and processed also where ``refresh`` or another chunk failed.
-The run fails nevertheless. One worker handles a chunk: with a Celery or Kubernetes executor the chunks spread. Chunk
-sizes and limits: docs/cohorts.md.
+An accepted update is billed, so its data is processed also when ``refresh`` or another chunk failed; the run still
+fails. One worker handles a chunk: with a Celery or Kubernetes executor the chunks spread over workers. Chunk sizes and
+limits: docs/cohorts.md.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ TIMEOUT = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_TIMEOUT", 24 
 
 CHUNK = int(os.environ.get("HEALTHEX_EXAMPLE_CHUNK", 500))  # patients a chunk
 BATCH = 50  # patients a downstream task
-ENOUGH = 0.9  # of those in progress; where nothing has changed nothing may come
+ENOUGH = 0.9  # fraction of those in progress: without changes HealthEx may deliver nothing
 
 
 def listed(results: Any) -> list[dict[str, Any]]:
     """
-    Return as a list what the tasks of a mapped task group returned, without those that returned nothing.
+    Return the results of a mapped task group's tasks as a list, without those that returned nothing.
 
-    Airflow 3.3 hands over a single result as it is and not in a list, and None where there is no result.
+    Airflow 3.3 passes a single result without a list, and None if there is no result.
     """
     return [results] if isinstance(results, dict) else [each for each in results or () if each]
 
@@ -70,7 +70,7 @@ def refresh_cohort() -> None:
         task_id="patients",
         project_id="{{ params.project_id }}",
         healthex_conn_id="{{ params.healthex_conn_id }}",
-        min_days_left=14,  # let a patient whose consent ends sooner renew it first
+        min_days_left=14,  # a patient whose consent ends sooner has to renew it first
         chunk_size=CHUNK,
     )
 
@@ -87,19 +87,19 @@ def refresh_cohort() -> None:
         arrival = HealthExCohortArrivalSensor(
             task_id="arrival",
             update=refresh.output,
-            # Also after a refresh that failed: it leaves its result, and the accepted updates in it are billed.
+            # Also after a refresh that failed: its result has accepted updates, which are billed.
             trigger_rule="none_skipped",
             bucket_name="{{ params.bucket }}",
             bucket_key="{{ params.path }}",
             aws_conn_id="{{ params.aws_conn_id }}",
-            min_fraction=0,  # at the deadline, return what has arrived: report says whether that is enough
+            min_fraction=0,  # at the deadline, return what has arrived: report decides whether that is enough
             poke_interval=POKE_INTERVAL,
             quiet_period=QUIET_PERIOD,
             timeout=TIMEOUT,
             deferrable=True,
         )
 
-        # The last tasks of a run decide its state, and these go on after a failure. So this one fails the run.
+        # A run's state is that of its last tasks, and these run also after a failure. This one fails the run.
         @task(trigger_rule="one_failed", retries=0)
         def watcher() -> None:
             raise AirflowFailException("refresh or arrival of this chunk failed: its log says why")

@@ -1,11 +1,11 @@
 """
-Refresh one patient's health records, and go on when the refreshed files are there.
+Refresh one patient's health records, and process the files when they have arrived in S3.
 
-1. ``refresh`` asks HealthEx to update the patient's data. HealthEx answers at once and retrieves in the background.
-2. ``arrival`` waits, without a worker, until S3 holds a delivery that is newer than the request.
-3. ``read`` is your own work on the files that came.
+1. ``refresh`` requests an update of the patient's data. HealthEx answers at once and retrieves in the background.
+2. ``arrival`` waits, without a worker, until S3 holds a delivery since the request.
+3. ``read`` is your own work on the files.
 
-Set it up: a connection of type HealthEx, one of type Amazon Web Services, and the path that you chose for HealthEx's
+It needs a connection of type HealthEx, one of type Amazon Web Services, and the path that you chose for HealthEx's
 delivery to your bucket, with its variables in single braces. All of them are parameters of the run.
 """
 

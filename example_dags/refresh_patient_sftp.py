@@ -1,13 +1,13 @@
 """
-Refresh one patient's health records, and go on when the refreshed files are on your SFTP server.
+Refresh one patient's health records, and process the files when they have arrived on your SFTP server.
 
-1. ``refresh`` asks HealthEx to update the patient's data. HealthEx answers at once and retrieves in the background.
-2. ``arrival`` waits, without a worker, until the server holds a delivery that is newer than the request.
-3. ``read`` is your own work on the files that came.
+1. ``refresh`` requests an update of the patient's data. HealthEx answers at once and retrieves in the background.
+2. ``arrival`` waits, without a worker, until the server holds a delivery since the request.
+3. ``read`` is your own work on the files.
 
-Set it up: ``pip install 'airflow-provider-healthex[sftp]'``, a connection of type HealthEx, one of type SFTP with the
+It needs ``pip install 'airflow-provider-healthex[sftp]'``, a connection of type HealthEx, one of type SFTP with the
 server's ``host_key`` in Extra, and the path that you chose for HealthEx's delivery, with its variables in single
-braces. All of them are parameters of the run.
+braces. All but the first are parameters of the run.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ if SFTPHook is not None:
 
         arrival = HealthExSftpDataArrivalSensor(
             task_id="arrival",
-            update=refresh.output,  # the patient, the project, and since when data counts
-            path="{{ params.path }}",  # from where the account begins, or from / for the server's root
+            update=refresh.output,  # the patient, the project and requested_at
+            path="{{ params.path }}",  # relative to the account's home; from the server's root with a leading /
             sftp_conn_id="{{ params.sftp_conn_id }}",
             poke_interval=POKE_INTERVAL,
             quiet_period=QUIET_PERIOD,
@@ -77,7 +77,7 @@ if SFTPHook is not None:
 
         @task
         def read(delivery: dict[str, Any], params: dict[str, Any]) -> dict[str, int]:
-            """Count the FHIR resources that came. Return counts, never patients' data: XCom is stored and shown."""
+            """Count the FHIR resources. Return counts, never patients' data: XCom is stored and shown."""
             resources: Counter[str] = Counter()
             with SFTPHook(ssh_conn_id=params["sftp_conn_id"]).get_managed_conn() as sftp:
                 for path in delivery["keys"]:

@@ -2,9 +2,9 @@
 Refresh a few patients' health records, each independently of the others.
 
 ``refresh_one`` runs for each patient: ``refresh`` requests the update, ``arrival`` waits for the delivery without a
-worker, ``read`` is your own work on the files. One patient's failure ends that patient's three tasks and no others.
-The same holds for a patient who needs to act first: those three tasks are skipped. ``report`` runs when all
-have ended, and ``watcher`` fails the run where a patient's task failed.
+worker, ``read`` is your own work on the files. A failure ends the three tasks of that patient and no others. For a
+patient who needs to act first the three are skipped. ``report`` runs when all have ended, and ``watcher`` fails the
+run if a patient's task failed.
 
 Each patient takes a process, a token and a trigger. For more than about 20 patients use ``refresh_cohort``.
 """

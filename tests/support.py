@@ -138,7 +138,7 @@ def _run_sensor(sensor: Any, context: Any, before_trigger: Callable[[], None] | 
     step = lambda task: task.execute(context)  # noqa: E731
     while True:
         task = copy.copy(sensor)  # a worker parses the DAG anew
-        task._delivery = None
+        task._awaited = None
         started = utc_now()
         try:
             run.result = step(task)

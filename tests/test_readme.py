@@ -18,8 +18,9 @@ from airflow_provider_healthex.operators.healthex import (
     HealthExUpdatePatientOperator,
 )
 from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor, HealthExDataArrivalSensor
-from airflow_provider_healthex.sensors.sftp import HealthExSftpDataArrivalSensor
+from airflow_provider_healthex.sensors.sftp import HealthExSftpCohortArrivalSensor, HealthExSftpDataArrivalSensor
 from airflow_provider_healthex.triggers.healthex import HealthExDeliveryTrigger
+from airflow_provider_healthex.triggers.sftp import HealthExSftpDeliveryTrigger
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -50,9 +51,11 @@ def test_its_json_is_json(block):
         HealthExUpdateCohortOperator,
         HealthExListConsentedPatientsOperator,
         HealthExDataArrivalSensor,
+        HealthExSftpCohortArrivalSensor,
         HealthExSftpDataArrivalSensor,
         HealthExCohortArrivalSensor,
         HealthExDeliveryTrigger,
+        HealthExSftpDeliveryTrigger,
     ],
 )
 def test_it_names_every_parameter(operator):

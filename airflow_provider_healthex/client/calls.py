@@ -1,11 +1,11 @@
-"""What a call to HealthEx is: method, path with the ids in it, body, and how it may be repeated."""
+"""What a call to HealthEx consists of, and the checks on ids and texts that go into one."""
 
 from __future__ import annotations
 
 import json
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -14,7 +14,7 @@ from airflow_provider_healthex.exceptions import HealthExConfigurationError
 
 #: Bytes of an answer that are read.
 SHORT = 1024**2
-#: For answers that list every patient of a project, without pages, or every resource type of a server.
+#: For answers without pages: all patients of a project, or all resource types of a server.
 LONG = 32 * 1024**2
 
 #: Characters of an unusable id that an error shows.
@@ -24,68 +24,67 @@ _QUOTES = frozenset("\"'`´“”„‟‘’‚‛«»‹›＂＇")
 
 
 class Repeat(Enum):
-    """What repeating a call does."""
+    """What a second request of the same call does."""
 
-    #: Nothing: repeated by itself after any 5xx and any timeout as well.
-    FREE = "free"
-    #: Nothing, by HealthEx's pages: the caller may, it isn't done by itself.
+    #: Nothing: retried after any 5xx and any timeout as well.
+    IDEMPOTENT = "idempotent"
+    #: Nothing, by HealthEx's documentation. Left to the caller: it isn't retried once it may have arrived.
     SAFE = "safe"
     #: It may start, and bill, a second retrieval.
     BILLED = "billed"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
     """
     One call, ready to be sent.
 
-    :param method: ``GET`` or ``POST``.
-    :param template: the path as the API's pages write it; all of it that errors and logs show.
-    :param subject: the call as an error's first words: ``Update of patient '17d4'``.
-    :param ids: opaque ids of HealthEx, shown in errors: what the template's variables stand for.
-    :param repeat: what repeating it does.
+    :param template: the path as in HealthEx's documentation; errors and logs show no more of the URL.
+    :param subject: the first words of an error: ``Update of patient '17d4'``.
+    :param ids: values of the template's variables: HealthEx's ids, shown in errors.
     :param query: shown nowhere.
-    :param body: shown nowhere: patients' data and secrets.
-    :param private: values of the body that the service's own text mustn't repeat either.
+    :param body: shown nowhere: it holds patients' data and secrets.
+    :param private: values of the body that must not come back in HealthEx's own text.
     :param accept: media types.
     :param limit: bytes that are read of the answer.
-    :param verdicts: an error's first words where the subject doesn't fit, by status.
-    :param hint: what to do about an error, by status.
+    :param first_words: of an error where the subject doesn't fit, by status.
+    :param hints: what to do about an error, by status.
     """
 
     method: str
     template: str
+    _: KW_ONLY
     subject: str = "The request"
-    ids: Mapping[str, str] = field(default_factory=dict, hash=False)
-    repeat: Repeat = Repeat.FREE
-    query: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    ids: Mapping[str, str] = field(default_factory=dict)
+    repeat: Repeat = Repeat.IDEMPOTENT
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes | None = field(default=None, repr=False)
     private: tuple[str, ...] = field(default=(), repr=False)
     accept: str = "application/json"
     limit: int = SHORT
-    verdicts: Mapping[int, str] = field(default_factory=dict, repr=False, hash=False)
-    hint: Mapping[int, str] = field(default_factory=dict, repr=False, hash=False)
+    first_words: Mapping[int, str] = field(default_factory=dict, repr=False)
+    hints: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     @property
     def path(self) -> str:
-        """The path and query as they go over the wire."""
+        """The path and query as they are sent."""
         path = self.template
         for name, value in self.ids.items():
             path = path.replace(f"{{{name}}}", quote(value, safe=""))
         return f"{path}?{urlencode(self.query)}" if self.query else path
 
     def __str__(self) -> str:
-        ids = ", ".join(f"{name} {value!r}" for name, value in self.ids.items())
-        return f"{self.method} {self.template}" + (f", {ids}" if ids else "")
+        ids = "".join(f", {name} {value!r}" for name, value in self.ids.items())
+        return f"{self.method} {self.template}{ids}"
 
 
 def text(name: str, value: object, *, shown: bool = False) -> str:
     """
     Return a text for a body.
 
-    :param shown: whether an error may show the value: an id of HealthEx, and not one of the caller's own.
-    :raises HealthExConfigurationError: it is not text, is empty, or has a character that comes from a spreadsheet
-        rather than from whoever assigned it: one that can't be seen, a blank or a quote at an end.
+    :param shown: whether an error may show the value: True for an id of HealthEx, not for one of the caller's own.
+    :raises HealthExConfigurationError: it is not text, is empty, or has a character that a spreadsheet put there: an
+        invisible one, or a blank or a quote at an end.
     """
     if not isinstance(value, str):
         raise HealthExConfigurationError(f"{name} must be text {_not_text(value, shown)}")
@@ -99,19 +98,19 @@ def text(name: str, value: object, *, shown: bool = False) -> str:
 
 
 def _not_text(value: object, shown: bool) -> str:
-    kind = type(value).__name__
     if value is None:
         return "(got None): the task or parameter it comes from has no value"
+    got = f"(got {type(value).__name__}" + (f" {value!r})" if shown and isinstance(value, (int, float)) else ")")
     if isinstance(value, (int, float)):
-        return (f"(got {kind} {value!r}): " if shown else f"(got {kind}): ") + (
-            "JSON, spreadsheet readers and render_template_as_native_obj=True turn digits into a number, which loses "
-            "leading zeros. Keep it text at its source; in a native template, write \"'{{ … }}'\""
+        got += (
+            ": JSON, spreadsheet readers and render_template_as_native_obj=True turn digits into a number, which loses "
+            "leading zeros. Put it in quotes at its source; in a native template, write \"'{{ … }}'\""
         )
-    return f"(got {kind})"
+    return got
 
 
 def _stray_character(value: str) -> str:
-    """Name the first character that is invisible, or that only an end of the text makes suspicious."""
+    """Name the first character that is invisible, or out of place at an end of the text."""
     last = len(value) - 1
     for index, character in enumerate(value):
         category, at_an_end = unicodedata.category(character), index in (0, last)
@@ -130,32 +129,30 @@ def identifier(name: str, value: object, *, shown: bool = True) -> str:
     """
     Return an id that stays within one segment of a path.
 
-    Slashes and dot segments are refused rather than quoted: HTTP libraries resolve ``%2E%2E``, and servers and
+    Slashes and dot segments are rejected rather than quoted: HTTP libraries resolve ``%2E%2E``, and servers and
     proxies ``%2F``.
 
-    :param shown: as in :func:`text`; False for an external id.
-    :raises HealthExConfigurationError: as :func:`text`, and for a slash, a backslash or ``..``.
+    :param shown: as in `text`; False for an external id.
+    :raises HealthExConfigurationError: as `text`, and for a slash, a backslash or ``..``.
     """
     id_ = text(name, value, shown=shown)
     if id_ == "." or any(part in id_ for part in ("/", "\\", "..")):
-        got = f" {repr(id_)[:_LONGEST_SHOWN]}" if shown else ""
-        raise HealthExConfigurationError(
-            f"{name}{got} can't be an id of HealthEx: it must not have '/', '\\' or '..'; check where it comes from"
-        )
+        got = f" (got {repr(id_)[:_LONGEST_SHOWN]})" if shown else ""
+        raise HealthExConfigurationError(f"{name} must not have '/', '\\' or '..'{got}: check where it comes from")
     return id_
 
 
 def flag(name: str, value: object) -> dict[str, bool]:
-    """Return an optional boolean of a body, left out where it is None."""
+    """Return an optional boolean of a body; None leaves it out."""
     if value is None:
         return {}
     if not isinstance(value, bool):
-        raise HealthExConfigurationError(f"{name} must be true, false or left out, not {value!r}")
+        raise HealthExConfigurationError(f"{name} must be True, False or None (got {value!r})")
     return {name: value}
 
 
 def json_body(document: Mapping[str, Any]) -> bytes:
-    """Return a JSON body; what has no JSON form is refused without being repeated."""
+    """Return a JSON body; an error doesn't show what has no JSON form."""
     try:
         return json.dumps(document, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:

@@ -1,9 +1,9 @@
 """
-How an HTTP/1.1 answer is read: strictly, within one deadline, and without leaving anything for the next request.
+Reads an HTTP/1.1 answer strictly, within one deadline, and without leaving anything for the next request.
 
 `http.client` takes most 1xx answers as final, accepts a head that ends early, conflicting lengths and negative chunk
-sizes, and times each read alone. On a connection that many patients share, each of these can hand one patient the
-answer of another, or hold up a task without an end.
+sizes, and times each read alone. On a connection that many patients share, each of these can give one patient the
+answer of another, or delay a task without an end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import time
 from typing import Any
 
-#: Interim answers (1xx) and headers that an answer may have; a server that sends more is out of order.
+#: Interim answers (1xx) and headers that an answer may have.
 MOST_INTERIM_ANSWERS = 100
 MOST_HEADERS = 100
 LONGEST_LINE = 65_536
@@ -27,10 +27,10 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
 
 class Malformed(http.client.HTTPException):
     """
-    An answer that isn't HTTP, so that nobody knows where it ends.
+    An answer that isn't HTTP: its end is unknown.
 
-    :param reason: in our own words: nothing of the answer.
-    :param status: the status, where a status line arrived.
+    :param reason: in our own words; it quotes nothing of the answer.
+    :param status: the status, if a status line arrived.
     """
 
     def __init__(self, reason: str, status: int | None = None) -> None:
@@ -42,21 +42,21 @@ class Exchange:
     """
     One request and its answer.
 
-    :param read_timeout: seconds from the first byte that goes out to the last one that comes in.
+    :param read_timeout: seconds from the first byte sent to the last one received.
     """
 
     def __init__(self, read_timeout: float) -> None:
         self.read_timeout = read_timeout
-        #: Whether any of the request may have left this machine.
+        #: Whether any of the request may have been sent.
         self.sent = False
         self._deadline = 0.0
 
     def begin(self, seconds: float) -> None:
-        """Give the phase that begins now this long."""
+        """Set the deadline of the phase that begins now."""
         self._deadline = time.monotonic() + seconds
 
     def remaining(self) -> float:
-        """Return the seconds that are left, more than 0."""
+        """Return the seconds until the deadline, more than 0."""
         remaining = self._deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError("timed out")
@@ -64,11 +64,11 @@ class Exchange:
 
 
 class _TimedReader(io.RawIOBase):
-    """A socket's bytes, as long as there is time."""
+    """A socket's bytes, until the deadline."""
 
     def __init__(self, raw: io.RawIOBase, sock: Any, exchange: Exchange) -> None:
         self._raw, self._sock, self._exchange = raw, sock, exchange
-        #: No more is read from the socket: what is buffered can be looked at without waiting.
+        #: No more is read from the socket, so that the buffer can be inspected without waiting.
         self.ended = False
 
     def readable(self) -> bool:
@@ -89,8 +89,7 @@ class Response(http.client.HTTPResponse):
     """
     An answer, read strictly.
 
-    :param connection: is closed where what it would answer next is in doubt.
-    :param exchange: that the answer is part of.
+    :param connection: is closed if its next answer might not belong to the next request.
     """
 
     def __init__(
@@ -171,7 +170,7 @@ class Response(http.client.HTTPResponse):
             raise Malformed("a line is too long" if len(line) == LONGEST_LINE else "it ended early", self.status)
         line = line.removesuffix(b"\n").removesuffix(b"\r")
         if b"\r" in line or b"\0" in line:
-            raise Malformed("its lines can't be told apart", self.status)
+            raise Malformed("a line has a stray CR or NUL", self.status)
         return line
 
     def _get_chunk_left(self) -> int | None:
@@ -189,12 +188,12 @@ class Response(http.client.HTTPResponse):
         return self.chunk_left
 
     def _skip_trailers(self) -> None:
-        # The body is whole: that a server closes instead of ending the trailers is no reason to doubt it.
+        # The body is whole, even if the server closes instead of ending the trailers.
         while self.fp.readline(LONGEST_LINE) not in (b"\r\n", b"\n", b""):
             pass
 
     def _close_conn(self) -> None:
-        # Called by http.client at the end of the body, or where it is given up.
+        # Called by http.client at the end of the body, or when reading is abandoned.
         self._reader.ended = True
         surplus = self.fp.peek(1)
         super()._close_conn()  # type: ignore[misc]

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any
 
-from airflow_provider_healthex.client.text import clean
+from airflow_provider_healthex.client.redaction import clean
 from airflow_provider_healthex.exceptions import HealthExError
 
 IN_PROGRESS = "IN_PROGRESS_NO_ACTION_NEEDED"
 PATIENT_ACTION_NEEDED = "PATIENT_ACTION_NEEDED"
 UNRECOGNIZED = "UNRECOGNIZED"
 
-#: The one consent type that allows a refresh (docs.healthex.io).
+#: The only consent type that allows a refresh (docs.healthex.io).
 CONSENT_TYPE = "PATIENT_DIRECTED_DATA_EXCHANGE"
 
 #: The keys of ``counts`` that docs.healthex.io documents.
@@ -34,7 +34,7 @@ _HARMLESS = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 def harmless(value: object) -> str | None:
     """
-    Return a string of the service that may be stored, logged and rendered as a template.
+    Return a string of HealthEx that may be stored, logged and rendered, else `UNRECOGNIZED`; None stays None.
 
     Airflow renders mapped values once more, so a service's ``{{ … }}`` would be executed.
     """
@@ -44,7 +44,7 @@ def harmless(value: object) -> str | None:
 
 
 def number(value: object) -> float | None:
-    """Return a count: a finite number from 0 on. JSON's booleans are none, although Python's are."""
+    """Return a finite number from 0 on, else None: also for JSON's booleans, which are numbers in Python."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
     try:
@@ -76,7 +76,7 @@ def moment(value: object) -> datetime | None:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return what a JSON text says; None where it says nothing readable."""
+    """Return the value of a JSON text, or None if it is unreadable."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -88,45 +88,56 @@ def whole_seconds(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).replace(microsecond=0).isoformat()
 
 
-class _Storable(dict[str, Any]):
-    """
-    A result that Airflow stores: it has its fields as attributes, and is the dict that a task downstream gets.
+class _ReadOnlyDict(dict[str, Any]):
+    def _reject(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} can't be changed: copy it with dict()")
 
-    Airflow stores any dict as it is; a plain dataclass it would refuse to read again. It doesn't change.
+    __setitem__ = __delitem__ = __ior__ = _reject
+    clear = pop = popitem = setdefault = update = _reject
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+
+class _Result(_ReadOnlyDict):
+    """
+    A result with its fields as attributes, which is also the dict that a downstream task gets.
+
+    Airflow stores any dict as it is; a plain dataclass it would refuse to read again.
     """
 
     def __post_init__(self) -> None:
-        super().update(self.to_dict())
+        dict.update(self, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the form that is stored."""
-        raise NotImplementedError
+        """Return the form that is stored: the same keys, moments as text in whole seconds."""
+        return {name: _stored(value) for name, value in self._fields().items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
-        return _made, (type(self), values)
+        return _from_fields, (type(self), self._fields())
 
-    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(f"{type(self).__name__} can't be changed: copy it with dict()")
-
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
+    def _fields(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]
 
 
-def _made(kind: type[Any], values: Mapping[str, Any]) -> Any:
+def _from_fields(kind: type[Any], values: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
-@dataclass(frozen=True)
-class PatientUpdate(_Storable):
-    """
-    What HealthEx answered to one ``$updateData``; as a dict, what a sensor's ``update`` takes.
+def _stored(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return whole_seconds(value)
+    return dict(value) if isinstance(value, dict) else value
 
-    :param project_id: as requested.
-    :param patient_id: as requested.
+
+@dataclass(frozen=True)
+class PatientUpdate(_Result):
+    """
+    HealthEx's answer to one ``$updateData``; as a dict, the ``update`` of a sensor.
+
     :param organization_id: the connection's ``org_id``, else the token's ``organizationId`` claim, else None.
     :param message: ``IN_PROGRESS_NO_ACTION_NEEDED`` or ``PATIENT_ACTION_NEEDED`` (official guide).
-    :param patient_action_needed_reason: why the patient must act, or None.
+    :param patient_action_needed_reason: why HealthEx needs patient action, or None.
     :param retrieval_id: HealthEx's id of the retrieval, or None: it is optional.
     :param skipped_facilities_count: facilities left out; above 0 the update is partial.
     :param counts: the documented counts the answer had. Whether they are final by then is unknown.
@@ -140,27 +151,17 @@ class PatientUpdate(_Storable):
     patient_action_needed_reason: str | None
     retrieval_id: str | None
     skipped_facilities_count: int
-    counts: dict[str, float] = field(hash=False)
+    counts: Mapping[str, float] = field(hash=False)
     requested_at: datetime
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "counts", _ReadOnlyDict(self.counts))
+        super().__post_init__()
 
     @property
     def needs_patient(self) -> bool:
-        """Whether nothing comes before the patient has acted."""
+        """Whether no data comes before the patient has acted."""
         return self.message == PATIENT_ACTION_NEEDED
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the XCom form: the same keys, ``requested_at`` as text."""
-        return {
-            "project_id": self.project_id,
-            "patient_id": self.patient_id,
-            "organization_id": self.organization_id,
-            "message": self.message,
-            "patient_action_needed_reason": self.patient_action_needed_reason,
-            "retrieval_id": self.retrieval_id,
-            "skipped_facilities_count": self.skipped_facilities_count,
-            "counts": dict(self.counts),
-            "requested_at": whole_seconds(self.requested_at),
-        }
 
     @classmethod
     def from_answer(
@@ -172,7 +173,7 @@ class PatientUpdate(_Storable):
         organization_id: str | None,
         requested_at: datetime,
     ) -> PatientUpdate | None:
-        """Read an answer; None where it isn't known to say whether the update has started."""
+        """Read an answer; None if it has no documented message."""
         if not isinstance(answer, Mapping) or answer.get("message") not in (IN_PROGRESS, PATIENT_ACTION_NEEDED):
             return None
         counts = answer.get("counts")
@@ -191,12 +192,10 @@ class PatientUpdate(_Storable):
 
 
 @dataclass(frozen=True)
-class PatientUpdateFailure(_Storable):
+class PatientUpdateFailure(_Result):
     """
-    One patient of many for whom no readable answer came. The dict has the error's class, and no words of HealthEx.
+    One patient of many whose update was rejected, ambiguous or not sent. The dict has none of HealthEx's words.
 
-    :param project_id: as requested.
-    :param patient_id: as requested.
     :param error: what `HealthExClient.update_patient` raises for this patient alone.
     """
 
@@ -206,31 +205,28 @@ class PatientUpdateFailure(_Storable):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form that is stored; ``requested_at`` is that of an ambiguous update."""
-        requested_at = getattr(self.error, "requested_at", None)
         return {
             "project_id": self.project_id,
             "patient_id": self.patient_id,
             "status_code": getattr(self.error, "status_code", None),
             "error": type(self.error).__name__,
-            "requested_at": whole_seconds(requested_at) if requested_at else None,
+            "requested_at": _stored(getattr(self.error, "requested_at", None)),
         }
 
 
 @dataclass(frozen=True)
-class AddPatientsResult(_Storable):
+class AddPatientsResult(_Result):
     """
     The result for each patient that was added: some may fail although the call succeeds.
 
     Patients are named by their index in the request, so that no name or address is kept. The dict lacks the reasons
     of errors: HealthEx may repeat a patient's data there in another spelling than was sent.
 
-    :param total_processed: patients HealthEx looked at.
     :param success_count: added or updated.
-    :param error_count: refused.
     :param duplicates_count: known already.
-    :param errors: of each refused patient the index and the reason, without what was sent of the patient.
-    :param duplicates: indexes, as far as HealthEx gave any: their form is unknown, `duplicates_count` isn't.
-    :param successful_patients: of each successful one the index and the ``referenceId``.
+    :param errors: the index and the reason of each rejected patient, without what was sent of the patient.
+    :param duplicates: indexes, as far as HealthEx reported any: their form is undocumented.
+    :param successful_patients: the index and the ``referenceId`` of each.
     """
 
     total_processed: int
@@ -244,10 +240,7 @@ class AddPatientsResult(_Storable):
     def to_dict(self) -> dict[str, Any]:
         """Return the form that is stored."""
         return {
-            "total_processed": self.total_processed,
-            "success_count": self.success_count,
-            "error_count": self.error_count,
-            "duplicates_count": self.duplicates_count,
+            **super().to_dict(),
             "errors": [{"patient_index": index} for index, _ in self.errors],
             "duplicates": list(self.duplicates),
             "successful_patients": [
@@ -258,16 +251,14 @@ class AddPatientsResult(_Storable):
 
     @classmethod
     def from_answer(
-        cls, answer: object, *, secrets: Iterable[str] = (), personal: Sequence[Sequence[str]] = ()
-    ) -> AddPatientsResult | None:
+        cls, answer: Mapping[str, Any], *, secrets: Iterable[str] = (), personal: Sequence[Sequence[str]] = ()
+    ) -> AddPatientsResult:
         """
-        Read an answer; None where it is no JSON object.
+        Read an answer.
 
-        :param secrets: what mustn't come back in any error's text.
-        :param personal: what was sent of each patient, and mustn't come back in that patient's.
+        :param secrets: what no error's text may show.
+        :param personal: what was sent of each patient, and that patient's error may not show.
         """
-        if not isinstance(answer, Mapping):
-            return None
         known = tuple(secrets)
         errors = tuple(_error(row, known, personal) for row in _rows(answer.get("errors")))
         successes = tuple(
@@ -291,33 +282,23 @@ class AddPatientsResult(_Storable):
 
 
 @dataclass(frozen=True)
-class ConsentedPatient(_Storable):
+class ConsentedPatient(_Result):
     """
     A patient who has consented to a project, and may be refreshed.
 
-    :param patient_id: HealthEx's id.
-    :param healthcare_organization_id: as answered, or None.
-    :param expires_at: UTC: when the last of these consents ends; None where HealthEx doesn't say.
+    :param expires_at: UTC: when the last of these consents expires; None if it is unknown.
     """
 
     patient_id: str
     healthcare_organization_id: str | None
     expires_at: datetime | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the form that is stored: ``expires_at`` as text."""
-        return {
-            "patient_id": self.patient_id,
-            "healthcare_organization_id": self.healthcare_organization_id,
-            "expires_at": whole_seconds(self.expires_at) if self.expires_at else None,
-        }
-
 
 def consented_patients(answer: Iterable[object], project_id: str) -> tuple[list[ConsentedPatient], int]:
     """
     Read the patients who consented to a project, one entry for each, in HealthEx's order.
 
-    :returns: the patients, and how many were left out because their id may not be rendered or used in a path.
+    :returns: the patients, and how many were left out because their id can't be rendered or used in a path.
     """
     patients: dict[str, ConsentedPatient] = {}
     left_out = 0
@@ -344,7 +325,7 @@ def consented_patients(answer: Iterable[object], project_id: str) -> tuple[list[
 
 
 def _allows(consent: Mapping[str, Any], project_id: str) -> bool:
-    # The service was asked for this study and type: where it doesn't repeat them, that is what it means.
+    # The request names this study and type: they hold where the answer doesn't repeat them.
     return (
         consent.get("hasPatientConsented") is True
         and consent.get("studyId") in (None, project_id)
@@ -368,8 +349,6 @@ def _count(value: object, default: int) -> int:
 
 def _error(row: Mapping[str, Any], secrets: Sequence[str], personal: Sequence[Sequence[str]]) -> tuple[int | None, str]:
     index, text = _index(row.get("patientIndex")), row.get("error")
-    if index is not None and index < len(personal):
-        hidden: Iterable[str] = personal[index]
-    else:  # nobody knows whose it is
-        hidden = (value for each in personal for value in each)
+    of_whom = [personal[index]] if index is not None and index < len(personal) else personal
+    hidden = (value for each in of_whom for value in each)
     return index, clean(text, (*secrets, *hidden)) if isinstance(text, str) else ""

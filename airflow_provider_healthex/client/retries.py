@@ -1,113 +1,106 @@
-"""How often a request is tried and how long is waited between the tries; what is repeated, `verdict` knows."""
+"""How often a call is tried, and how long the waits are. `classify` decides what may be retried."""
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from tenacity import RetryCallState, Retrying, retry_if_result, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 from tenacity.nap import sleep_using_event
 
-from airflow_provider_healthex.client.pacing import Stopped
-from airflow_provider_healthex.exceptions import HealthExError
+from airflow_provider_healthex.client.cancel import CancelEvent, Cancelled
+from airflow_provider_healthex.client.rate_limit import RateLimit
+from airflow_provider_healthex.exceptions import HealthExConnectionError, HealthExError, HealthExUpdateAmbiguousError
 
 log = logging.getLogger(__name__)
 
 TRIES = 5
 #: Seconds of waiting in all.
-PATIENCE = 300.0
-#: Where the service doesn't say how long to wait: about 1, 2, 4 and 8 seconds.
+LONGEST_WAIT = 300.0
+#: Without a Retry-After: about 1, 2, 4 and 8 seconds.
 BACKOFF = wait_exponential_jitter(initial=1, max=60)
 
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class Failure:
+class FailedTry(Exception):
     """
-    A try that failed.
+    Carries the error of one try through tenacity.
 
-    :param error: what the caller gets if it was the last one.
-    :param repeat: whether it may be repeated by itself.
-    :param wait: seconds the service asked to wait, or None.
-    :param turned_away: the service is too busy for anybody's requests, not for this one alone.
+    :param error: is raised if no other try follows.
+    :param retry: whether the call may be retried.
+    :param wait: seconds that HealthEx wants to pass before, or None.
+    :param throttled: HealthEx is too busy for any request, not for this one alone.
     """
 
-    error: HealthExError
-    repeat: bool = False
-    wait: float | None = None
-    turned_away: bool = False
+    def __init__(
+        self, error: HealthExError, *, retry: bool = False, wait: float | None = None, throttled: bool = False
+    ) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.retry = retry
+        self.wait = wait
+        self.throttled = throttled
+
+    @property
+    def may_have_started(self) -> bool:
+        """Whether the try may have started an update."""
+        return isinstance(self.error, HealthExUpdateAmbiguousError)
 
 
-def repeated(
-    attempt: Callable[[], _T | Failure],
-    stop: threading.Event,
-    never_tried: Failure,
-    slow_down: Callable[[float], None],
-    tries: int | None = None,
-) -> _T | Failure:
+def retried(
+    send: Callable[[], _T], *, subject: str, rate_limit: RateLimit, cancelled: CancelEvent, tries: int | None = None
+) -> _T:
     """
-    Return the first outcome that isn't to be repeated, or the last one the limits allow.
+    Return the result of the first try that succeeds.
 
-    :param attempt: one try; may raise `Stopped`, if it was stopped before it sent anything.
-    :param stop: ends every wait, and with it the tries.
-    :param never_tried: the outcome if `stop` came before the first try.
-    :param slow_down: is told the seconds for which nobody should ask, when a try was turned away. Not where they
-        are more than anybody's patience: then it is for the caller to come back later.
-    :param tries: the most tries, by default `TRIES`.
+    :param send: one try. Raises `FailedTry`, or `Cancelled` if it was cancelled before it sent anything.
+    :param tries: at most, by default `TRIES`.
+    :raises HealthExError: the error of the last try, also where the next one was cancelled.
     """
-    last: _T | Failure = never_tried
     limit = tries or TRIES
-
-    def keep_last() -> _T | Failure:
-        nonlocal last
-        last = attempt()
-        return last
 
     def wait(state: RetryCallState) -> float:
         seconds = _wait(state)
-        if _failure(state).turned_away and seconds <= PATIENCE:
-            slow_down(seconds)
+        # A longer wait is left to the caller: nobody else needs to be held up by it.
+        if _failed(state).throttled and seconds <= LONGEST_WAIT:
+            rate_limit.back_off(seconds)
         return seconds
 
-    retrying = Retrying(
-        retry=retry_if_result(lambda outcome: isinstance(outcome, Failure) and outcome.repeat),
-        wait=wait,
-        stop=lambda state: stop.is_set() or _exhausted(state, limit),
-        sleep=sleep_using_event(stop),
-        before_sleep=lambda state: _report(state, limit),
-        retry_error_callback=lambda state: last,
-    )
+    def is_last(state: RetryCallState) -> bool:
+        exhausted = state.attempt_number >= limit or state.idle_for + state.upcoming_sleep > LONGEST_WAIT
+        return exhausted or cancelled.is_set()
+
+    def report(state: RetryCallState) -> None:
+        text = "%s Retrying in %.1f s (try %d of %d)."
+        log.warning(text, _failed(state).error, state.upcoming_sleep, state.attempt_number, limit)
+
+    last = FailedTry(HealthExConnectionError(f"{subject} not sent: it was cancelled. It is safe to retry."))
     try:
-        return retrying(keep_last)
-    except Stopped:
-        return last
+        for attempt in Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, FailedTry) and error.retry),
+            wait=wait,
+            stop=is_last,
+            sleep=sleep_using_event(cancelled),
+            before_sleep=report,
+            reraise=True,
+        ):
+            with attempt:
+                try:
+                    return send()
+                except FailedTry as failed:
+                    last = failed
+                    raise
+    except (FailedTry, Cancelled):
+        pass
+    raise last.error  # here, so that it has neither cause nor context
 
 
-def _failure(state: RetryCallState) -> Failure:
-    assert state.outcome is not None
-    failure = state.outcome.result()
-    assert isinstance(failure, Failure)
-    return failure
+def _failed(state: RetryCallState) -> FailedTry:
+    return cast("FailedTry", state.outcome and state.outcome.exception())
 
 
 def _wait(state: RetryCallState) -> float:
-    asked = _failure(state).wait
-    return BACKOFF(state) if asked is None else asked
-
-
-def _exhausted(state: RetryCallState, tries: int) -> bool:
-    return state.attempt_number >= tries or state.idle_for + state.upcoming_sleep > PATIENCE
-
-
-def _report(state: RetryCallState, tries: int) -> None:
-    log.warning(
-        "%s Retrying in %.1f s (try %d of %d).",
-        _failure(state).error,
-        state.upcoming_sleep,
-        state.attempt_number,
-        tries,
-    )
+    seconds = _failed(state).wait
+    return BACKOFF(state) if seconds is None else seconds

@@ -1,14 +1,19 @@
-"""What a client must be told: where HealthEx is, how to sign in, and how patient to be."""
+"""The settings of a client, checked once: where HealthEx is, how to sign in, and how long to wait."""
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 import math
 import os
 import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from airflow_provider_healthex.client.calls import text
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
+
+log = logging.getLogger(__name__)
 
 #: What fits into an Authorization header as it is.
 _HEADER_SAFE = re.compile(r"[!-~]+")
@@ -17,53 +22,52 @@ _HEADER_SAFE = re.compile(r"[!-~]+")
 @dataclass(frozen=True)
 class StoredToken:
     """
-    A bearer token somebody else obtained; surrounding whitespace, as pasting leaves it, is dropped.
+    A bearer token that was obtained elsewhere; whitespace around it is dropped.
 
-    :param token: a JWT, or any other bearer token HealthEx gave.
+    :param token: a JWT, or any other bearer token of HealthEx.
     """
 
     token: str = field(repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "token", _secret(self.token, "The token"))
+        object.__setattr__(self, "token", _secret(self.token, "the token"))
         if not is_header_safe(self.token):
             raise HealthExConfigurationError(
-                "The token has characters that no token has (spaces, line breaks or non-ASCII): store it again"
+                "the token has characters that no token has (spaces, line breaks or non-ASCII): store it again"
             )
 
 
 @dataclass(frozen=True)
 class ApiKey:
     """
-    An API key and its secret, for which ``/v1/auth/token`` gives a token.
+    An API key and its secret, with which tokens are requested from ``/v1/auth/token``.
 
     :param key: HealthEx's name of the key.
-    :param secret: the secret that belongs to it.
     """
 
     key: str
     secret: str = field(repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "key", _secret(self.key, "The API key"))
-        object.__setattr__(self, "secret", _secret(self.secret, "The API secret"))
+        object.__setattr__(self, "key", _secret(self.key, "the API key"))
+        object.__setattr__(self, "secret", _secret(self.secret, "the API secret"))
 
 
 @dataclass(frozen=True)
 class ClientSettings:
     """
-    How one client talks to one HealthEx organisation.
+    How one client talks to one HealthEx organization.
 
-    :param base_url: e.g. ``https://api.healthex.io``; may have a path prefix. Whether plain ``http`` is
-        acceptable is the caller's decision.
-    :param credentials: a stored token, or a key to mint one with.
+    :param base_url: e.g. ``https://api.healthex.io``; may have a path prefix.
     :param org_id: replaces the token's ``organizationId`` claim.
     :param connect_timeout: seconds for the connection, the proxy's tunnel and the TLS handshake.
     :param read_timeout: seconds for the whole exchange, from the first byte sent to the last one received.
-    :param requests_per_second: limit shared by every client of this process with the same ``base_url`` and
+    :param requests_per_second: shared by every client of this process with the same ``base_url`` and
         ``credentials``; None: no limit.
-    :param verify: True (with the environment's CA bundle, if any), a CA bundle's path, or False.
-    :raises HealthExConfigurationError: a value can't be used.
+    :param verify: True (with the environment's CA bundle, if any), the path of a CA bundle, or, for loopback hosts
+        only, False.
+    :param allow_http: permits ``http://`` to other hosts than loopback; each use is logged as a warning.
+    :raises HealthExConfigurationError: a value is unusable.
     """
 
     base_url: str
@@ -73,19 +77,41 @@ class ClientSettings:
     read_timeout: float = 120
     requests_per_second: float | None = None
     verify: bool | str = True
+    allow_http: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_url", _base_url(self.base_url))
-        if self.org_id is not None and not (isinstance(self.org_id, str) and self.org_id):
-            raise HealthExConfigurationError(f"org_id must be text or left out (got {self.org_id!r})")
+        _check_base_url(self.base_url)
+        object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
+        if self.org_id is not None:
+            text("org_id", self.org_id, shown=True)
         for name in ("connect_timeout", "read_timeout", "requests_per_second"):
             value = getattr(self, name)
-            if not (value is None and name == "requests_per_second"):
+            if value is not None or name != "requests_per_second":
                 _check_positive(name, value)
-        if isinstance(self.verify, str) and not os.path.exists(self.verify):
+        if not isinstance(self.verify, bool) and not (isinstance(self.verify, str) and os.path.exists(self.verify)):
             raise HealthExConfigurationError(
-                f"verify must be true, false or the path of a CA bundle (no file {self.verify!r})"
+                f"verify must be true, false or the path of a CA bundle on this machine (got {self.verify!r}, which is "
+                "no file)"
             )
+        if not isinstance(self.allow_http, bool):
+            raise HealthExConfigurationError(f"allow_http must be true or false (got {self.allow_http!r})")
+        if not _is_loopback(urlsplit(self.base_url).hostname or ""):
+            self._check_encryption()
+
+    def _check_encryption(self) -> None:
+        if self.verify is False:
+            raise HealthExConfigurationError(
+                "verify is false, which is accepted for loopback hosts only: anyone on the way could read the token. "
+                "Give the path of your CA bundle instead"
+            )
+        if not self.base_url.startswith("http:"):
+            return
+        if not self.allow_http:
+            raise HealthExConfigurationError(
+                f"the token would be sent unencrypted to {self.base_url!r}: use https://. For a test system, set "
+                "allow_http to true"
+            )
+        log.warning("The token is sent unencrypted to %s, as allow_http permits", self.base_url)
 
 
 def is_header_safe(token: str) -> bool:
@@ -99,7 +125,7 @@ def _secret(value: object, name: str) -> str:
     return value.strip()
 
 
-def _base_url(value: object) -> str:
+def _check_base_url(value: object) -> None:
     try:
         parts = urlsplit(value if isinstance(value, str) else "")
         usable = (
@@ -112,17 +138,23 @@ def _base_url(value: object) -> str:
             and not re.search(r"[\s\\\x00-\x1f\x7f]", str(value))
             and not {".", ".."} & set(parts.path.split("/"))
         )
-    except ValueError:  # a port or an IPv6 address that is none
+    except ValueError:  # the port is no number, or the IPv6 address is none
         usable = False
     if not usable:
-        # The value isn't repeated: a login and password may stand in it.
+        # The value isn't shown: a login and password may stand in it. Raised here for the same reason.
         raise HealthExConfigurationError(
-            "The base URL must look like https://api.healthex.io, without login, query and fragment"
+            "the base URL must look like https://api.healthex.io, without login, query and fragment"
         )
-    return str(value).rstrip("/")
 
 
 def _check_positive(name: str, value: object) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type,operator]
         raise HealthExConfigurationError(f"{name} must be a number above 0 (got {value!r})")
+
+
+def _is_loopback(hostname: str) -> bool:
+    try:
+        return hostname == "localhost" or ipaddress.ip_address(hostname).is_loopback
+    except ValueError:
+        return False

@@ -1,4 +1,4 @@
-"""The bearer token: is it usable now, whose is it, and when must it be minted again."""
+"""Bearer tokens of two kinds: stored, and requested with an API key."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from typing import Any
 
 import jwt
 
-from airflow_provider_healthex.client.models import harmless, moment, whole_seconds
-from airflow_provider_healthex.client.settings import ApiKey, is_header_safe
-from airflow_provider_healthex.exceptions import HealthExTokenError
+from airflow_provider_healthex.client.calls import Call, json_body
+from airflow_provider_healthex.client.models import harmless, moment, parse_json, whole_seconds
+from airflow_provider_healthex.client.redaction import Secrets
+from airflow_provider_healthex.client.sender import Sender, TokenSource
+from airflow_provider_healthex.client.settings import ApiKey, StoredToken, is_header_safe
+from airflow_provider_healthex.client.transport import Answer
+from airflow_provider_healthex.exceptions import HealthExApiError, HealthExRateLimitError, HealthExTokenError
 
-#: How far the clock of whoever issued a token may be from ours.
+#: How far the clock of a token's issuer may be from this machine's.
 LEEWAY = timedelta(seconds=60)
-#: How long before its end a minted token is replaced.
+#: How long before it expires a requested token is replaced.
 LEAD = timedelta(seconds=120)
-#: docs.healthex.io; for a minted token that doesn't say when it ends.
+#: docs.healthex.io; for a requested token that doesn't say when it expires.
 VALIDITY = timedelta(hours=24)
 
 
-def claims(token: str) -> Mapping[str, Any]:
-    """Return a JWT's claims, unverified: that is the service's job. A token that is no JWT has none."""
-    try:
-        return jwt.decode(token, options={"verify_signature": False})
-    except (jwt.PyJWTError, ValueError, RecursionError):
-        return {}
+def token_source(sender: Sender) -> TokenSource:
+    """Return the source of tokens for a client's credentials."""
+    settings, secrets = sender.settings, sender.secrets
+    if isinstance(settings.credentials, ApiKey):
+        return _RequestedTokens(settings.base_url, settings.credentials, sender.send, secrets)
+    return _StoredTokens(settings.credentials, secrets)
 
 
 def organization(token: str) -> str | None:
@@ -37,9 +41,17 @@ def organization(token: str) -> str | None:
     return harmless(claims(token).get("organizationId"))
 
 
+def claims(token: str) -> Mapping[str, Any]:
+    """Return a JWT's claims, unverified: HealthEx verifies them. A token that is no JWT has none."""
+    try:
+        return jwt.decode(token, options={"verify_signature": False})
+    except (jwt.PyJWTError, ValueError, RecursionError):
+        return {}
+
+
 def check(token: str, now: datetime) -> None:
     """
-    Refuse a stored token the service would refuse.
+    Check a stored token before it is sent.
 
     :raises HealthExTokenError: it has expired, or isn't valid yet.
     """
@@ -57,76 +69,117 @@ def check(token: str, now: datetime) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Minted:
-    """
-    A token that was minted.
+class _StoredTokens:
+    """The one token that is stored in the settings."""
 
-    :param token: the bearer token.
-    :param expires_at: UTC.
-    """
+    def __init__(self, credentials: StoredToken, secrets: Secrets) -> None:
+        self._token = credentials.token
+        secrets.announce(self._token)
+
+    def current(self) -> str:
+        check(self._token, datetime.now(timezone.utc))
+        return self._token
+
+    def discard(self, token: str) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class RequestedToken:
+    """A token from ``/v1/auth/token``."""
 
     token: str = field(repr=False)
     expires_at: datetime
 
 
-def minted(answer: object, now: datetime) -> Minted | None:
-    """Read what ``/v1/auth/token`` answered; None where no usable token is in it."""
-    if not isinstance(answer, Mapping):
-        return None
-    token = answer.get("token")
+def requested_token(answer: object, now: datetime) -> RequestedToken | None:
+    """Read an answer of ``/v1/auth/token``; None if it has no usable token."""
+    fields = answer if isinstance(answer, Mapping) else {}
+    token = fields.get("token")
     if not isinstance(token, str) or not is_header_safe(token):
         return None
-    expires = moment(answer.get("expiration")) or moment(claims(token).get("exp"))
-    return Minted(token, expires or now + VALIDITY)
+    expires = moment(fields.get("expiration")) or moment(claims(token).get("exp"))
+    return RequestedToken(token, expires or now + VALIDITY)
 
 
-class Mint:
-    """One API key's current token, shared by all clients and threads of this process."""
+class _SharedToken:
+    """
+    One API key's current token, for all clients and threads of this process.
+
+    One thread requests it; the others wait, and share a failure too: the endpoint is rate limited.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._current: Minted | None = None
+        self._current: RequestedToken | None = None
         self._failure: Exception | None = None
         self._failed_at = 0.0
 
-    def token(self, mint: Callable[[], Minted]) -> str:
-        """
-        Return a token that is valid for a while, minting one where needed.
-
-        One thread mints, the others wait for it and share what comes of it, a refusal too: the endpoint is rate
-        limited.
-        """
-        asked_at = time.monotonic()
+    def get(self, request: Callable[[], RequestedToken]) -> str:
+        began = time.monotonic()
         with self._lock:
             if self._current is None or datetime.now(timezone.utc) > self._current.expires_at - LEAD:
-                if self._failure is not None and self._failed_at > asked_at:
+                if self._failure is not None and self._failed_at > began:
                     raise self._failure
-                self._current = self._mint(mint)
+                try:
+                    self._current = request()
+                except Exception as error:
+                    self._failure, self._failed_at = error, time.monotonic()
+                    raise
+                self._failure = None
             return self._current.token
 
     def discard(self, token: str) -> None:
-        """Forget a token the service refused, unless another thread has replaced it already."""
         with self._lock:
+            # Another thread may have replaced it already.
             if self._current is not None and self._current.token == token:
                 self._current = None
 
-    def _mint(self, mint: Callable[[], Minted]) -> Minted:
-        try:
-            fresh = mint()
-        except Exception as error:
-            self._failure, self._failed_at = error, time.monotonic()
-            raise
-        self._failure = None
-        return fresh
 
-
-_mints: dict[tuple[str, str, str], Mint] = {}
+_shared_tokens: dict[tuple[str, str, str], _SharedToken] = {}
 _lock = threading.Lock()
 
 
-def mint_for(base_url: str, credentials: ApiKey) -> Mint:
-    """Return the one mint this process has for an API key: each task is a process, so each task mints once."""
-    key = (base_url, credentials.key, hashlib.sha256(credentials.secret.encode()).hexdigest())
-    with _lock:
-        return _mints.setdefault(key, Mint())
+class _RequestedTokens:
+    """Tokens requested with an API key; each task is a process, and requests its own."""
+
+    def __init__(self, base_url: str, credentials: ApiKey, send: Callable[[Call], Answer], secrets: Secrets) -> None:
+        self._send = send
+        self._secrets = secrets
+        self._call = Call(
+            "POST",
+            "/v1/auth/token",
+            subject="Token request",
+            body=json_body({"apiKey": credentials.key, "apiSecret": credentials.secret}),
+            private=(credentials.secret,),
+            hints=dict.fromkeys((400, 401, 403), "Check the API key and its secret."),
+        )
+        secrets.add(credentials.secret)
+        key = (base_url, credentials.key, hashlib.sha256(credentials.secret.encode()).hexdigest())
+        with _lock:
+            self._shared = _shared_tokens.setdefault(key, _SharedToken())
+
+    def current(self) -> str:
+        token = self._shared.get(self._request)
+        self._secrets.announce(token)
+        return token
+
+    def discard(self, token: str) -> bool:
+        self._shared.discard(token)
+        return True
+
+    def _request(self) -> RequestedToken:
+        try:
+            answer = self._send(self._call)
+        except HealthExApiError as error:
+            if isinstance(error, HealthExRateLimitError) or not 400 <= error.status_code < 500:
+                raise
+            rejection = str(error)
+        else:
+            token = requested_token(parse_json(answer.body), datetime.now(timezone.utc))
+            if token is not None:
+                return token
+            rejection = (
+                f"Token request failed (HTTP {answer.status}): the answer has no token. Check the host. ({self._call})"
+            )
+        raise HealthExTokenError(rejection)

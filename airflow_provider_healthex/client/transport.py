@@ -1,4 +1,4 @@
-"""One request over the wire: the answer, or whether anything of the request can have gone out."""
+"""Sends one request, once: returns the answer, or raises whether any of the request may have been sent."""
 
 from __future__ import annotations
 
@@ -6,111 +6,106 @@ import http.client
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from functools import cache
+from datetime import datetime, timedelta, timezone
+from functools import cache, partial
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
 
 from airflow_provider_healthex import __version__
 from airflow_provider_healthex.client.calls import Call
-from airflow_provider_healthex.client.clocks import http_date
+from airflow_provider_healthex.client.headers import http_date, request_moment, retry_after, skew
 from airflow_provider_healthex.client.http1 import Exchange, Malformed, Response
 from airflow_provider_healthex.client.settings import ClientSettings
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 
-#: Connections kept open: as many as a large cohort has threads.
+#: Connections kept open: as many as the most concurrent requests.
 POOL_SIZE = 32
 
-#: Bytes that are sent at once: over TLS the time-out is for each write.
+#: Bytes that are sent at once: over TLS the timeout is for each write.
 _PIECE = 16_384
 
-#: What this thread is sending: requests and urllib3 hand nothing of ours down to a connection.
+#: What this thread is sending: requests and urllib3 have no way to pass it down to a connection.
 _exchange: ContextVar[Exchange] = ContextVar("_exchange")
 
 
-@dataclass(frozen=True)
-class NotSent:
+class NotSent(Exception):
     """
-    Nothing of the request went out, so that the service knows nothing of it.
+    Nothing of the request was sent. requests and urllib3 don't know this class, and let it pass.
 
-    :param reason: never holds anything of the request.
-    :param certificate: retrying won't help, somebody must look at the certificates.
+    :param certificate: retrying can't help: the certificates need attention.
     """
 
-    reason: str
-    certificate: bool = False
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(_reason(cause))
+        self.certificate = any(
+            isinstance(each, ssl.SSLError) and "CERTIFICATE" in str(each).upper() for each in _causes(cause)
+        )
 
 
-@dataclass(frozen=True)
-class NoAnswer:
+class NoAnswer(Exception):
     """
-    Something of the request went out, and no answer that can be read began: the service may or may not have acted.
+    Some of the request was sent, and no readable answer began: HealthEx may or may not have acted.
 
-    :param began: the worker's clock just before the request.
-    :param timed_out: it was silence that ended it.
-    :param status: the status, where one arrived before the answer turned out to be malformed.
+    :param requested_at: by this machine's clock.
+    :param timed_out: whether the wait for an answer ended it.
+    :param status: the status, if one arrived before the answer turned out to be malformed.
     """
 
-    reason: str
-    began: datetime
-    timed_out: bool = False
-    status: int | None = None
+    def __init__(self, cause: Exception, requested_at: datetime) -> None:
+        super().__init__(_reason(cause))
+        self.requested_at = requested_at
+        self.timed_out = isinstance(cause, (requests.Timeout, TimeoutError))
+        self.status = next((each.status for each in _causes(cause) if isinstance(each, Malformed)), None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """
     The status and as much of the body as arrived.
 
-    :param body: decoded bytes; shown nowhere.
-    :param began: the worker's clock just before the request.
-    :param seconds: from then until the answer's head was there.
+    :param requested_at: data modified since then is fresh.
+    :param skew: how far HealthEx's clock is ahead of this machine's.
+    :param retry_after: seconds, or None.
+    :param location: as sent, or "".
+    :param body: decoded; shown nowhere.
     :param flaw: why the body isn't whole, or None.
-    :param timed_out: it was time that cut the body.
-    :param too_long: it was the limit that cut the body; repeating it won't help.
+    :param timed_out: whether the body was cut off by time.
+    :param too_long: whether it was cut off by the limit: retrying can't help.
     """
 
     status: int
-    headers: Mapping[str, str] = field(repr=False)
+    requested_at: datetime
+    skew: timedelta
+    retry_after: float | None
+    location: str = field(repr=False)
     body: bytes = field(repr=False)
-    began: datetime
-    seconds: float
     flaw: str | None = None
     timed_out: bool = False
     too_long: bool = False
 
-    @property
-    def date(self) -> datetime | None:
-        """The service's clock when it answered, if it said."""
-        return http_date(self.headers.get("Date"))
-
 
 class Transport:
-    """
-    Connections to one base URL; may be used from several threads.
-
-    :param settings: of the client it belongs to.
-    """
+    """Connections to one base URL; may be used from several threads."""
 
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
         self._session = _Session()
 
-    def send(self, call: Call, token: str | None) -> Answer | NoAnswer | NotSent:
+    def send(self, call: Call, token: str | None) -> Answer:
         """
         Send one request, once.
 
         :param token: the bearer token; None sends none, not even one of ``~/.netrc``.
-        :raises HealthExConfigurationError: the URL, the proxy or the CA bundle can't be used, and nothing was sent.
+        :raises NotSent: nothing was sent.
+        :raises NoAnswer: something was sent.
+        :raises HealthExConfigurationError: the base URL, the proxy or the CA bundle is unusable; nothing was sent.
         """
         settings = self._settings
         headers = {"Accept": call.accept}
@@ -125,9 +120,10 @@ class Transport:
                 settings.base_url + call.path,
                 data=call.body,
                 headers=headers,
-                auth=_Authorization(token),
+                # Also without a token: given any auth, requests leaves ~/.netrc alone.
+                auth=partial(_authorize, token),
                 timeout=(settings.connect_timeout, settings.read_timeout),
-                # With each request: only so it precedes REQUESTS_CA_BUNDLE.
+                # With each request: only then does it precede REQUESTS_CA_BUNDLE.
                 verify=settings.verify,
                 stream=True,
                 allow_redirects=False,
@@ -135,35 +131,24 @@ class Transport:
             seconds = time.monotonic() - start
             with response:
                 return _answer(response, call.limit, settings.read_timeout, began, seconds)
-        except HealthExConfigurationError:
+        except (NotSent, HealthExConfigurationError):
             raise
         except Exception as error:
-            # Whatever it is: once something was sent, requests' own ValueErrors say nothing about the arguments.
-            failed: NotSent | NoAnswer | None = _failed(error, began, sent=exchange.sent)
-            kind = type(error).__name__
+            # Any error: once something was sent, even a ValueError of requests is not about the arguments.
+            if exchange.sent:
+                raise NoAnswer(error, request_moment(None, began, 0)) from None
+            if not isinstance(error, ValueError):
+                raise NotSent(error) from None
+            kind = type(error).__name__  # InvalidURL, InvalidProxyURL and such
         finally:
             _exchange.reset(mark)
-        if failed is None:
-            raise HealthExConfigurationError(
-                f"The base URL or the environment's proxy can't be used ({kind}): check the host and HTTPS_PROXY"
-            )
-        return failed
+        raise HealthExConfigurationError(
+            f"The base URL or the environment's proxy can't be used ({kind}): check the host and HTTPS_PROXY"
+        )
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
-
-
-def _failed(error: Exception, began: datetime, *, sent: bool) -> NotSent | NoAnswer | None:
-    """Return what an error means for the request; None where its URL or proxy can't be used at all."""
-    if sent:
-        status = next((cause.status for cause in _causes(error) if isinstance(cause, Malformed)), None)
-        timed_out = isinstance(error, (requests.Timeout, TimeoutError))
-        return NoAnswer(_reason(error), began, timed_out=timed_out, status=status)
-    if isinstance(error, _Unsent):
-        return NotSent(_reason(error.cause), certificate=_is_about_certificates(error.cause))
-    # InvalidURL, InvalidProxyURL and such.
-    return None if isinstance(error, ValueError) else NotSent(_reason(error))
 
 
 def _answer(response: requests.Response, limit: int, read_timeout: float, began: datetime, seconds: float) -> Answer:
@@ -178,28 +163,24 @@ def _answer(response: requests.Response, limit: int, read_timeout: float, began:
     except Exception as error:
         timed_out = isinstance(error, (TimeoutError, urllib3.exceptions.TimeoutError))
         flaw = f"not whole within {read_timeout:g} s" if timed_out else f"cut off ({_reason(error)})"
+    headers, date = response.headers, http_date(response.headers.get("Date"))
     return Answer(
         status=response.status_code,
-        headers=response.headers,
+        requested_at=request_moment(date, began, seconds),
+        skew=skew(date, began, seconds),
+        retry_after=retry_after(headers.get("Retry-After"), date or datetime.now(timezone.utc)),
+        location=headers.get("Location") or "",
         body=bytes(body[:limit]),
-        began=began,
-        seconds=seconds,
         flaw=flaw,
         timed_out=timed_out,
         too_long=too_long,
     )
 
 
-class _Authorization(AuthBase):
-    """The only thing that writes the header: with an ``auth`` of its own, requests leaves ``~/.netrc`` alone."""
-
-    def __init__(self, token: str | None) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token is not None:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
+def _authorize(token: str | None, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    if token is not None:
+        request.headers["Authorization"] = f"Bearer {token}"
+    return request
 
 
 class _Session(requests.Session):
@@ -212,33 +193,21 @@ class _Session(requests.Session):
             self.mount(scheme, _Adapter(pool_connections=POOL_SIZE, pool_maxsize=POOL_SIZE))
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Find none: even with ``allow_redirects=False`` requests reads the whole body of a redirect."""
-
-
-class _Unsent(Exception):
-    """Wraps what prevented a connection; unknown to requests and urllib3, which let it pass as it is."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(type(cause).__name__)
-        self.cause = cause
+        """Return none: even with ``allow_redirects=False`` requests reads the whole body of a redirect."""
 
 
 class _Adapter(HTTPAdapter):
-    """
-    Tells errors of connecting from those of sending.
-
-    From requests' own errors that can't be told: a reset during the TLS handshake looks like one after sending.
-    """
+    """Uses connections that record whether anything was sent; requests' own errors don't distinguish it."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        _tell_connecting(self.poolmanager)
+        _use_recording_pools(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         known = proxy in self.proxy_manager
         manager = super().proxy_manager_for(proxy, **kwargs)
         if not known:
-            _tell_connecting(manager)
+            _use_recording_pools(manager)
         return manager
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
@@ -250,15 +219,16 @@ class _Adapter(HTTPAdapter):
             ) from None
 
 
-def _tell_connecting(manager: Any) -> None:
-    # Also SOCKS managers have their own pools: build on whichever are there.
-    manager.pool_classes_by_scheme = {scheme: _telling(pool) for scheme, pool in manager.pool_classes_by_scheme.items()}
+def _use_recording_pools(manager: Any) -> None:
+    # SOCKS managers have pools of their own: extend whichever are there.
+    pools = manager.pool_classes_by_scheme
+    manager.pool_classes_by_scheme = {scheme: _recording(pool) for scheme, pool in pools.items()}
 
 
 @cache
-def _telling(pool_class: Any) -> Any:
+def _recording(pool_class: Any) -> Any:
     class Connection(pool_class.ConnectionCls):  # type: ignore[misc]
-        """Marks the exchange as sent with its first byte, and keeps it within its time."""
+        """Records in the exchange that something was sent, and keeps it within its time."""
 
         connecting = False
         used = False
@@ -268,12 +238,13 @@ def _telling(pool_class: Any) -> Any:
             return Response(self, _exchange.get(), sock, *args, **kwargs)
 
         def connect(self) -> None:
-            # A proxy's answer to CONNECT may drip, too.
+            # A proxy's answer to CONNECT may come slowly, too.
             _exchange.get().begin(self.timeout)
             self.connecting, self.used = True, False
             try:
-                with _connecting():
-                    super().connect()
+                super().connect()
+            except Exception as error:
+                raise NotSent(error) from error
             finally:
                 self.connecting = False
 
@@ -287,14 +258,12 @@ def _telling(pool_class: Any) -> Any:
                 self.held = None
             if self.sock is None:
                 self.connect()
-            elif self.used and not self.is_connected:  # a new one may hold TLS's session tickets
-                raise _Unsent(Malformed("the service closed the connection, or sent what nobody requested"))
+            elif self.used and not self.is_connected:  # an unused one may hold TLS's session tickets
+                raise NotSent(Malformed("the service closed the connection, or sent an answer nobody requested"))
             exchange = _exchange.get()
             exchange.sent = self.used = True
             exchange.begin(exchange.read_timeout)
-            for start in range(0, len(data), _PIECE):
-                self.sock.settimeout(exchange.remaining())
-                super().send(data[start : start + _PIECE])
+            _send_within(exchange, self.sock, super().send, data)
 
         def send(self, data: Any) -> None:
             if self.held is None or self.connecting:  # CONNECT itself
@@ -304,9 +273,8 @@ def _telling(pool_class: Any) -> Any:
 
         @property
         def is_connected(self) -> bool:
-            # What TLS has decrypted already doesn't show on the socket.
-            pending = getattr(self.sock, "pending", None)
-            return super().is_connected and not (pending and pending())
+            # What TLS has decrypted already is not readable on the socket.
+            return super().is_connected and not (hasattr(self.sock, "pending") and self.sock.pending())
 
     class Pool(pool_class):  # type: ignore[misc]
         ConnectionCls = Connection
@@ -314,12 +282,10 @@ def _telling(pool_class: Any) -> Any:
     return Pool
 
 
-@contextmanager
-def _connecting() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise _Unsent(error) from error
+def _send_within(exchange: Exchange, sock: Any, send: Callable[[bytes], None], data: bytes) -> None:
+    for start in range(0, len(data), _PIECE):
+        sock.settimeout(exchange.remaining())
+        send(data[start : start + _PIECE])
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -336,16 +302,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         pending.extend(each for each in wrapped if isinstance(each, BaseException))
 
 
-def _is_about_certificates(error: Exception) -> bool:
-    return any(isinstance(cause, ssl.SSLError) and "CERTIFICATE" in str(cause).upper() for cause in _causes(error))
-
-
 def _reason(error: Exception) -> str:
-    """
-    Return what happened in words of the operating system or our own.
-
-    Texts of the HTTP libraries are left out: they may repeat what the other side sent.
-    """
+    """Return what happened in words of the operating system or our own; HTTP libraries may quote the other side."""
     causes = list(_causes(error))
     for kinds, words in _WORDS:
         if found := next((cause for cause in causes if isinstance(cause, kinds)), None):
@@ -356,9 +314,8 @@ def _reason(error: Exception) -> str:
     for cause in causes:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
-    for cause in causes:
-        if str(cause).startswith("Tunnel connection failed"):
-            return "the proxy refused the tunnel"
+    if any(str(cause).startswith("Tunnel connection failed") for cause in causes):
+        return "the proxy refused the tunnel"
     return type(causes[-1]).__name__
 
 

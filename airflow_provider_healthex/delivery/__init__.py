@@ -1,31 +1,23 @@
-"""Has the refreshed data arrived? Pure functions on listings: no I/O, no Airflow, no boto3."""
+"""Has the refreshed data arrived? Decided from listings alone: no I/O, no Airflow, no boto3."""
 
-from airflow_provider_healthex.delivery.arrival import (
-    Arrived,
-    Expectation,
-    StoredObject,
-    Tally,
-    Waiting,
-    decide,
-)
-from airflow_provider_healthex.delivery.cohort import AllSettled, CohortExpectation, CohortWait, Member, Settled
+from airflow_provider_healthex.delivery.arrival import Arrival, ArrivalWait, Expectation, Patient
+from airflow_provider_healthex.delivery.plan import Pause, Plan, Waiting
+from airflow_provider_healthex.delivery.rule import ArrivalRule, StoredObject
 from airflow_provider_healthex.delivery.template import VARIABLES, Kind, Target, expand, parse_key
 
 __all__ = [
     "VARIABLES",
-    "AllSettled",
-    "Arrived",
-    "CohortExpectation",
-    "CohortWait",
+    "Arrival",
+    "ArrivalRule",
+    "ArrivalWait",
     "Expectation",
     "Kind",
-    "Member",
-    "Settled",
+    "Patient",
+    "Pause",
+    "Plan",
     "StoredObject",
-    "Tally",
     "Target",
     "Waiting",
-    "decide",
     "expand",
     "parse_key",
 ]

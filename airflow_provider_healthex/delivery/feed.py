@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, Protocol
 
-from airflow_provider_healthex.delivery.listing import Look, Rows, utc_now
-from airflow_provider_healthex.delivery.skipscan import scan_all
+from airflow_provider_healthex.delivery.plan import Plan
+from airflow_provider_healthex.delivery.rule import ArrivalRule, StoredObject
 from airflow_provider_healthex.delivery.template import (
+    Kind,
+    Target,
     expand,
     first_unclear_separator,
     literal_prefix,
@@ -106,6 +108,19 @@ class _Fresh:
     newest: int = 0
 
 
+class Source(Protocol):
+    """How everything under a path is listed, poll after poll, and by whose clock."""
+
+    #: The storage's time at the last listing, in epoch seconds; where that is unknown, what it is at least.
+    now: int
+
+    def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
+        """Plan one listing."""
+
+    def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
+        """Return the seconds without a change, from each delivery's newest time and number of objects."""
+
+
 @dataclass(frozen=True)
 class Feed:
     """
@@ -122,42 +137,51 @@ class Feed:
     def __post_init__(self) -> None:
         if not names_patient(self.path):
             raise HealthExConfigurationError(
-                f"bucket_key is {self.path!r}, which doesn't name the patient, so that deliveries can't be told apart: "
-                "put {healthexPatientId} or {externalId} into it."
+                f"The path {self.path!r} doesn't name the patient, so that deliveries can't be told apart: put "
+                "{healthexPatientId} or {externalId} into it."
             )
         separator = first_unclear_separator(self.path)
         if separator is not None:
             raise HealthExConfigurationError(
-                f"bucket_key has {separator!r} between two variables (got {self.path!r}): ids may contain it, so that "
-                "one patient's key could be read as another's. Separate variables by '/'."
+                f"The path {self.path!r} has {separator!r} between two variables: ids may contain it, so that one "
+                "patient's key could be read as another's. Separate variables by '/'."
             )
         glob = next((sign for sign in "*?" if sign in self.path), None)
         if glob:
             raise HealthExConfigurationError(
-                f"bucket_key must not contain {glob!r} (got {self.path!r}): the feed knows no globs. Give the path up "
-                "to the patient, ending in '/': everything under it counts."
+                f"The path {self.path!r} must not contain {glob!r}: the feed knows no globs. Give the path up to the "
+                "patient, ending in '/': everything under it counts."
             )
 
-    def look(
-        self, announced: Announced, clock: Callable[[], datetime] = utc_now
-    ) -> Look[tuple[list[Delivery], Announced]]:
+    def poke(self, announced: Announced, source: Source) -> Plan[tuple[list[Delivery], Announced]]:
         """
-        Look once at everything under the path: S3 can't be asked for what is new.
+        List everything under the path: neither S3 nor SFTP can be asked for what is new.
 
         :param announced: what has been announced.
+        :param source: how and by whose clock it is listed.
         :returns: the deliveries to announce now, in the order they settled in, and what has been announced then.
         """
+        seen = yield from self._list(announced, source)
+        return self._decide(seen, announced, source)
+
+    def start(self, source: Source) -> Plan[Announced]:
+        """List everything under the path, and return what has been announced where all of it counts as announced."""
+        seen = yield from self._list(Announced((0, "~")), source)
+        newest = {digest: one.newest for digest, one in seen.items() if one.count}
+        return self._advance((0, "~"), newest, {}, set(), [], source.now)
+
+    def _list(self, announced: Announced, source: Source) -> Plan[dict[str, _Fresh]]:
         seen: dict[str, _Fresh] = {}
         reader = _Reader(self.path)
 
-        def take(rows: Rows) -> None:
+        def take(rows: Sequence[StoredObject]) -> None:
             for row in rows:
-                values = reader.read(row["Key"])
-                if values is not None and (row["Size"] or row["Key"][-1] != "/"):
-                    self._count(seen, values, reader.digest, seconds(row["LastModified"]), announced)
+                values = reader.read(row.key)
+                if values is not None and row.is_data:
+                    self._count(seen, values, reader.digest, seconds(row.last_modified), announced)
 
-        now = (yield from scan_all(literal_prefix(self.path), take)) or clock()
-        return self._decide(seen, announced, seconds(now))
+        yield from source.list(expand_literal(self.path), take)
+        return seen
 
     @staticmethod
     def _count(
@@ -171,30 +195,34 @@ class Feed:
             one.first = min(one.first or modified, modified)
             one.newest = max(one.newest, modified)
 
-    def _decide(self, seen: Mapping[str, _Fresh], announced: Announced, now: int) -> tuple[list[Delivery], Announced]:
+    def _decide(
+        self, seen: Mapping[str, _Fresh], announced: Announced, source: Source
+    ) -> tuple[list[Delivery], Announced]:
         fresh = {digest: one for digest, one in seen.items() if one.count}
-        settled = sorted((one.newest, digest) for digest, one in fresh.items() if now - one.newest >= self.quiet_period)
-        told, rest = settled[:MAX_DELIVERIES], settled[MAX_DELIVERIES:]
+        quiet_for = source.quiet_for({digest: (one.newest, one.count) for digest, one in fresh.items()})
+        rule = ArrivalRule(quiet_period=self.quiet_period)
+        settled = sorted((one.newest, digest) for digest, one in fresh.items() if rule.is_settled(quiet_for[digest]))
+        now_announced, rest = settled[:MAX_DELIVERIES], settled[MAX_DELIVERIES:]
         deliveries = [
             Delivery(fresh[digest].values, fresh[digest].count, _EPOCH + timedelta(seconds=newest))
-            for newest, digest in told
+            for newest, digest in now_announced
         ]
-        later = {**announced.later, **{digest: newest for newest, digest in told}}
-        untold = fresh.keys() - {digest for _, digest in told}
-        return deliveries, self._advance(announced.watermark, later, fresh, untold, rest, now)
+        later = {**announced.later, **{digest: newest for newest, digest in now_announced}}
+        pending = fresh.keys() - {digest for _, digest in now_announced}
+        return deliveries, self._advance(announced.watermark, later, fresh, pending, rest, source.now)
 
     def _advance(
         self,
         watermark: Place,
         later: dict[str, int],
         fresh: Mapping[str, _Fresh],
-        untold: set[str],
+        pending: set[str],
         rest: list[Place],
         now: int,
     ) -> Announced:
         """Move the watermark up as far as nothing is lost, and forget what it has passed."""
-        # Behind what hasn't been told: its first object, or it would be counted short.
-        limits = [now - int(self.quiet_period) - LATENESS, *(fresh[digest].first - 1 for digest in untold)]
+        # Behind what hasn't been announced: its first object, or it would be counted short.
+        limits = [now - int(self.quiet_period) - LATENESS, *(fresh[digest].first - 1 for digest in pending)]
         watermark = max(watermark, (min(limits), "~"))
         places = sorted((newest, digest) for digest, newest in later.items() if (newest, digest) > watermark)
         excess = places[: max(0, len(places) - MAX_REMEMBERED)]
@@ -229,6 +257,12 @@ class _Reader:
             identity = "\0".join(values[name] for name in self._names)
             self.digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         return values
+
+
+def expand_literal(path: str) -> Target:
+    """Return everything that starts as the path does, before its first variable."""
+    prefix = literal_prefix(path)
+    return Target(prefix, Kind.PREFIX, prefix)
 
 
 def seconds(moment: datetime) -> int:

@@ -7,12 +7,12 @@ Planned without I/O, like a poke itself. The texts show the path as its author w
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from airflow_provider_healthex.delivery.listing import Look, Page, is_truncated
+from airflow_provider_healthex.delivery.plan import Steps
+from airflow_provider_healthex.delivery.s3_listing import Page, is_truncated
+from airflow_provider_healthex.delivery.sftp_listing import Entry, EntryType, ListFolder, Stat
 from airflow_provider_healthex.delivery.template import Kind, Target, literal_prefix
-from airflow_provider_healthex.delivery.tree import Entry, Folder, Request, Sort, Stat
 
 #: How many keys of a longer listing are counted.
 _MAX_KEYS = 100
@@ -20,7 +20,7 @@ _MAX_KEYS = 100
 _SLASHES = re.compile(r"^/+|(?<=/)/+")
 
 
-def bucket_hint(target: Target, bucket: str) -> Look[str | None]:
+def s3_hint(target: Target, bucket: str) -> Steps[str | None]:
     """
     Return why no object matches a path, or None where that is as usual before a delivery; at most two small listings.
 
@@ -44,20 +44,20 @@ def bucket_hint(target: Target, bucket: str) -> Look[str | None]:
     return f"Nothing lies under {shared!r} in bucket {bucket!r}"
 
 
-def tree_hint(target: Target) -> Generator[Request, Any, str | None] | None:
-    """Do what :func:`bucket_hint` does, for a path on an SFTP server; None where that would take a walk."""
-    return _tree_hint(target) if target.kind is Kind.KEY or _glob_sign(target) else None
+def sftp_hint(target: Target) -> Steps[str | None] | None:
+    """Do what `s3_hint` does, for a path on an SFTP server; None where that would take a walk."""
+    return _sftp_hint(target) if target.kind is Kind.KEY or _glob_sign(target) else None
 
 
-def _tree_hint(target: Target) -> Generator[Request, Any, str | None]:
+def _sftp_hint(target: Target) -> Steps[str | None]:
     sign = _glob_sign(target)
     if sign:
         return sign
     entry: Entry | None = yield Stat(target.prefix)
-    if entry is None or entry.sort is not Sort.FOLDER:
+    if entry is None or entry.type is not EntryType.FOLDER:
         return None
-    entries: Sequence[Entry] = (yield Folder(f"{target.prefix}/")) or ()
-    files = sum(1 for one in entries if one.sort is Sort.FILE)
+    entries: Sequence[Entry] = (yield ListFolder(f"{target.prefix}/")) or ()
+    files = sum(1 for one in entries if one.type is EntryType.FILE)
     return f"{target.template!r} is a folder with {files:,} file{'' if files == 1 else 's'}: end the path with '/'"
 
 

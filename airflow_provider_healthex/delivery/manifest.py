@@ -1,11 +1,11 @@
-"""What a delivery is told as: the lines of its manifest."""
+"""The manifest of a delivery: a JSON line for each object."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
 
-from airflow_provider_healthex.delivery.arrival import StoredObject
+from airflow_provider_healthex.delivery.rule import StoredObject
 
 
 def manifest_lines(
@@ -14,7 +14,7 @@ def manifest_lines(
     """
     Return one JSON line for each object: ``uri``, ``size`` (bytes), ``etag``, ``last_modified``, ``patient_id``.
 
-    :param uri: gives a key's URI.
+    :param uri: returns a key's URI.
     """
     for row in objects:
         yield json.dumps(

@@ -1,9 +1,17 @@
-"""When a wait pokes, when enough is enough, and when it ends: one rule for worker and triggerer, in every mode."""
+"""When a wait pokes, when enough is enough, when it ends, and what its log says in between: alike in every mode."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+import time
 from dataclasses import dataclass
+from typing import Any
+
+#: Seconds between two log lines of a wait in which nothing changes.
+HEARTBEAT = 600.0
+
+_SECONDS = re.compile(r"\d[\d,.]* s\b")
 
 
 @dataclass(frozen=True)
@@ -56,3 +64,46 @@ class PokeSchedule:
 def _hash(text: str) -> int:
     """Return the jitter's seed: the same for the same wait, so that a restart changes nothing."""
     return int(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), 16)
+
+
+class WaitingLog:
+    """
+    The log lines of a wait: one where something has changed, and else one in ten minutes.
+
+    :param log: the logger of the sensor or trigger.
+    :param waiting_for: what is waited for.
+    :param schedule: the wait's moments.
+    :param limit: the argument that the deadline comes from.
+    """
+
+    def __init__(self, log: Any, waiting_for: str, schedule: PokeSchedule, limit: str) -> None:
+        self._log = log
+        self._waiting_for = waiting_for
+        self._schedule = schedule
+        self._limit = limit
+        self._last: tuple[str, bool] | None = None
+        self._logged_at = 0.0
+
+    def note(self, reason: str) -> None:
+        """Log why the wait goes on, if that is news: a countdown of seconds is none."""
+        now = time.time()
+        state = (_SECONDS.sub("", reason), self._schedule.is_enough(now))
+        if state != self._last or now - self._logged_at >= HEARTBEAT:
+            self._last, self._logged_at = state, now
+            self._log.info(waiting_line(self._waiting_for, reason, self._schedule, now, self._limit))
+
+
+def waiting_line(waiting_for: str, reason: str, schedule: PokeSchedule, now: float, limit: str = "timeout") -> str:
+    """Return a poke's line in the log: what changes comes first, what is always the same last."""
+    enough = ""
+    if schedule.is_enough(now):
+        enough = ", min_fraction is enough now"
+    elif schedule.enough_at is not None:
+        enough = f", {_clock(schedule.enough_at - now)} until min_fraction is enough"
+    return f"Waiting: {reason}; {waiting_for}{enough}, {_clock(schedule.deadline - now)} until the {limit}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, whole = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole:02}"

@@ -16,7 +16,7 @@ VARIABLES = ("orgId", "projectId", "healthexPatientId", "externalId")
 
 _PATIENT_VARIABLES = frozenset({"healthexPatientId", "externalId"})
 _HOW_TO_GIVE = {
-    "orgId": "give org_id=…, or 'org_id' in the Extra of the HealthEx connection that asked for the update",
+    "orgId": "give org_id=…, or 'org_id' in the Extra of the operator's HealthEx connection",
     "projectId": "give update=… or project_id=…",
     "healthexPatientId": "give update=… or patient_id=…",
     "externalId": "give external_id=…, the id your side gave the patient: HealthEx does not answer it",
@@ -30,7 +30,7 @@ _GLOB_TOKEN = re.compile(r"(\*+|\[!?\]?[^\]]*\])")  # a star, or a bracket with 
 
 
 class Kind(Enum):
-    """How the objects of a path are told from others."""
+    """How the objects of a path are matched."""
 
     PREFIX = "prefix"  # everything under a path that ends in "/"
     KEY = "key"  # this one object
@@ -135,7 +135,7 @@ def _parts(path: str) -> Iterator[str | Variable]:
         elif text in "{}" or name is not None:
             known = ", ".join(f"{{{v}}}" for v in VARIABLES)
             raise HealthExConfigurationError(
-                f"The delivery path {path!r} contains {text!r}, which is none of its variables: {known}."
+                f"The delivery path {path!r} contains {text!r}, which is not one of its variables: {known}."
             )
         else:
             yield text

@@ -1,4 +1,4 @@
-"""The links on a task's page in the Airflow UI."""
+"""Links on a task's page in the Airflow UI."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
 
-#: The web app's address, as seen in public material. A sandbox organisation's may be another; it isn't known.
+#: The web app's address, as seen in public material. That of a sandbox organization is unknown.
 PROJECT_URL = "https://app.healthex.io/#/projects/{project_id}/patient-management"
 
 
 class HealthExProjectLink(BaseOperatorLink):
-    """Opens the project's patients in HealthEx's web app."""
+    """Opens the project's patient list in HealthEx's web app."""
 
     name = "HealthEx project"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Return the project's page, by the task's result, or by its argument where it had no result."""
+        """Return the URL: of the project in the task's result, else of the argument; empty without either."""
         result: Any = XCom.get_value(ti_key=ti_key, key="return_value")
         project_id = result.get("project_id") if isinstance(result, dict) else None
         project_id = project_id or getattr(operator, "project_id", None)

@@ -1,18 +1,27 @@
-"""What the operators have in common: their hook, checks of their arguments, and how they end when killed."""
+"""What the operators share: their hook, checks of their arguments, and which errors Airflow retries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from airflow.providers.common.compat.sdk import BaseOperator
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
+from airflow_provider_healthex.arguments import is_rendered_later
 from airflow_provider_healthex.client.calls import identifier
-from airflow_provider_healthex.exceptions import HealthExConfigurationError
+from airflow_provider_healthex.exceptions import (
+    HealthExConfigurationError,
+    HealthExConnectionError,
+    HealthExError,
+    HealthExRateLimitError,
+    HealthExServerError,
+    HealthExUpdateAmbiguousError,
+)
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 
-_TEMPLATE_MARKS = ("{{", "{%", "{#")
+ON_AMBIGUOUS = ("fail", "retry", "assume_started")
 
 
 class HealthExOperator(BaseOperator):
@@ -27,41 +36,46 @@ class HealthExOperator(BaseOperator):
         return HealthExHook(self.healthex_conn_id)
 
     def on_kill(self) -> None:
-        """End every wait, and send nothing more; the answers to what is in flight are still kept."""
+        """End every wait, and send nothing more; the answers to requests in flight are still kept."""
         self.hook.cancel()
 
-    def is_final(self, value: object) -> bool:
+    def is_known_when_parsed(self, value: object) -> bool:
         """Whether the constructor has the value that `execute` will have: no template, and not mapped."""
         # A mapped operator's constructor runs on the worker, where an error must leave through `execute`.
-        return not getattr(self, "_BaseOperator__from_mapped", False) and is_literal(value)
+        return not getattr(self, "_BaseOperator__from_mapped", False) and not is_rendered_later(value)
 
     def check_project_id(self, project_id: object) -> None:
-        """Refuse, when the DAG is parsed, a project that can't be one."""
-        if project_id not in (None, "") and self.is_final(project_id):
+        """Refuse an unusable project when the DAG is parsed."""
+        if project_id not in (None, "") and self.is_known_when_parsed(project_id):
             identifier("project_id", project_id)
 
     def resolve_project_id(self) -> str:
         """Return the project: the argument, else the connection's."""
-        given = self.project_id
-        if given not in (None, ""):
-            given = identifier("project_id", given)
-        return self.hook.resolve_project_id(given)
+        if self.project_id in (None, ""):
+            return self.hook.resolve_project_id()
+        return identifier("project_id", self.project_id)
 
 
-def is_literal(value: object) -> bool:
-    """Whether a value has nothing in it that Airflow renders or resolves."""
-    if isinstance(value, str):
-        return not any(mark in value for mark in _TEMPLATE_MARKS)
-    if isinstance(value, Mapping):
-        return all(map(is_literal, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(is_literal, value))
-    # Not XComArg and the like, of which there are several.
-    return value is None or isinstance(value, (bool, int, float, bytes))
+@contextmanager
+def fail_on_permanent_errors(on_ambiguous: str = "fail") -> Iterator[None]:
+    """Turn an error that must not or need not be retried into `AirflowFailException`, which Airflow doesn't retry."""
+    try:
+        yield
+    except HealthExError as error:
+        if is_retryable(error, on_ambiguous):
+            raise
+        raise AirflowFailException(str(error)) from error
+
+
+def is_retryable(error: HealthExError, on_ambiguous: str) -> bool:
+    """Whether another request can help and can't start a second retrieval."""
+    if isinstance(error, HealthExUpdateAmbiguousError):
+        return on_ambiguous == "retry"
+    return isinstance(error, (HealthExConnectionError, HealthExRateLimitError, HealthExServerError))
 
 
 def optional_flag(name: str, value: object) -> bool | None:
-    """Return a flag, also from the text that a template renders; None where there is none."""
+    """Return True, False or None, also from the text that a template renders."""
     if value is None or isinstance(value, bool):
         return value
     words = {"true": True, "false": False, "none": None, "": None}
@@ -69,10 +83,3 @@ def optional_flag(name: str, value: object) -> bool | None:
     if word not in words:
         raise HealthExConfigurationError(f"{name} must be True, False or None (got {value!r})")
     return words[word]
-
-
-def boolean(name: str, value: object) -> bool:
-    """Return a switch that is not templated."""
-    if not isinstance(value, bool):
-        raise HealthExConfigurationError(f"{name} must be True or False (got {value!r})")
-    return value

@@ -1,25 +1,20 @@
-"""Requests a refresh of many patients in one task: each once, and never again by accident."""
+"""Requests a refresh of many patients in one task: each once, and not again by accident."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from datetime import datetime, timezone
 from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import (
-    AirflowFailException,
-    AirflowSkipException,
-    AirflowTaskTimeout,
-)
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
-from airflow_provider_healthex.arguments import one_of
+from airflow_provider_healthex.arguments import boolean, is_rendered_later, one_of
 from airflow_provider_healthex.client import PatientUpdate, PatientUpdateFailure
+from airflow_provider_healthex.client.bulk import check_concurrency
 from airflow_provider_healthex.client.calls import identifier
-from airflow_provider_healthex.client.cohort import check_concurrency
 from airflow_provider_healthex.exceptions import (
     HealthExAuthenticationError,
     HealthExConfigurationError,
@@ -29,32 +24,34 @@ from airflow_provider_healthex.exceptions import (
 )
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
-from airflow_provider_healthex.operators.base import HealthExOperator, boolean, is_literal, optional_flag
-from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, CohortJournal, StateStoreError
-from airflow_provider_healthex.operators.outcomes import (
-    AMBIGUOUS,
-    FAILED,
-    NOT_REQUESTED,
-    Outcome,
-    Summary,
-    shown,
+from airflow_provider_healthex.operators.base import (
+    ON_AMBIGUOUS,
+    HealthExOperator,
+    fail_on_permanent_errors,
+    is_retryable,
+    optional_flag,
 )
-from airflow_provider_healthex.operators.retrying import ON_AMBIGUOUS, may_be_retried
+from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, Journal, StateStoreError
+from airflow_provider_healthex.operators.outcomes import PatientOutcome, Summary, some_ids
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
 
 #: Seconds between two lines of progress in the log.
-REPORT_EVERY = 10.0
+PROGRESS_INTERVAL = 10.0
 #: Patients whose error the log has in full; the result has them all.
 FAILURES_LOGGED = 20
 
 #: Errors that every patient would get: the connection or its user has to be corrected.
-_REFUSALS = (
+_CONNECTION_ERRORS = (
     HealthExAuthenticationError,
     HealthExPermissionError,
     HealthExTokenError,
     HealthExConfigurationError,
+)
+_NOT_RETRIED = (
+    "Not retried: HealthEx may have accepted updates, and this task would request them again. "
+    "The task's result has the outcome of each patient."
 )
 
 
@@ -63,18 +60,18 @@ class HealthExUpdateCohortOperator(HealthExOperator):
     Requests a refresh of many patients' data in one task, several at once, and returns the outcome of each.
 
     Give its output to a ``HealthExCohortArrivalSensor``, or map it over chunks:
-    ``.partial(task_id=…).expand(patient_ids=chunks)``. Each patient's failure is reported and the others go on.
-    After 401, 403, an expired token, a service that seems down or a Retry-After of more than 300 s no more patients
-    are requested, and the task fails. The same after ``on_kill``.
+    ``.partial(task_id=…).expand(patient_ids=chunks)``. A patient's failure is reported, and the others are still
+    requested. No more patients are requested after 401, 403, an expired token, a service that seems down or a
+    Retry-After of more than 300 s, and the task fails; the same after ``on_kill``.
 
     HealthEx has no idempotency key and bills each retrieval, so no patient is requested twice by accident:
 
     - On Airflow >= 3.3 with ``durable``, a retry, also of a killed task, requests only patients who were not requested
-      or whose error another try may mend (not 404 and other 4xx). Those whose request was in flight when the task was
+      or whose error may be transient (not 404 and other 4xx). Those whose request was in flight when the task was
       killed are ambiguous. A clear by a person starts over, and requests all of them again.
     - Otherwise, once HealthEx accepted or may have accepted any, a failure of the task is final. **A killed process
       looks like one that never began: Airflow retries it, and it requests all patients again.** Set ``retries=0``
-      where that must not be.
+      to exclude that.
 
     :param patient_ids: HealthEx's ids, as text, or ``{"patient_id": …, "external_id": …}`` to carry your own id
         through to the sensor (templated). Duplicates are requested once. All are checked before any is requested.
@@ -84,9 +81,9 @@ class HealthExUpdateCohortOperator(HealthExOperator):
     :param max_concurrency: requests at once, 1 to 32. The connection's ``requests_per_second`` holds for all.
     :param max_failures: how many may fail, as a count (int) or as a fraction of the patients (float below 1), rounded
         up. A patient who needs to act is no failure.
-    :param on_ambiguous: what to do where nobody knows whether HealthEx accepted an update: ``assume_started``: it is
-        in progress with ``"ambiguous": True``, and the sensor shows whether data arrives; ``fail``: it counts as
-        failed, and a retry does not request it again; ``retry``: it counts as failed, and with ``durable`` a retry
+    :param on_ambiguous: what to do when nobody knows whether HealthEx accepted an update. ``assume_started``: it is
+        in progress with ``"ambiguous": True``, and the sensor shows whether data arrives. ``fail``: it counts as
+        failed, and a retry does not request it again. ``retry``: it counts as failed, and with ``durable`` a retry
         requests it again, which may bill a second retrieval.
     :param durable: on Airflow >= 3.3, keep in the task's state store what was requested and answered. No effect below.
     :param healthex_conn_id: the Airflow connection (templated).
@@ -96,10 +93,10 @@ class HealthExUpdateCohortOperator(HealthExOperator):
         ``error``: the class's name). Where some were not requested, which fails the task, also ``not_asked`` (ids).
         The result is pushed before the task fails.
     :raises AirflowFailException: more than ``max_failures`` failed, none is in progress, some were not requested, or
-        401 or 403; and no retry may or could mend it.
+        401 or 403; and a retry is not safe, or can't help.
     :raises HealthExError: the same, where a retry goes on with the rest.
-    :raises StateStoreError: the state store took no more writes, and some patients were not requested; a retry
-        goes on with the rest.
+    :raises StateStoreError: the state store refused a write, and some patients were not requested; a retry goes on
+        with the rest.
     """
 
     template_fields: Sequence[str] = ("patient_ids", "project_id", "skip_interactive", "healthex_conn_id")
@@ -120,10 +117,10 @@ class HealthExUpdateCohortOperator(HealthExOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if self.is_final(None):
+        if self.is_known_when_parsed(None):
             check_when_parsed(patient_ids)
         self.check_project_id(project_id)
-        if self.is_final(skip_interactive):
+        if self.is_known_when_parsed(skip_interactive):
             optional_flag("skip_interactive", skip_interactive)
         self.patient_ids = patient_ids
         self.project_id = project_id
@@ -136,207 +133,192 @@ class HealthExUpdateCohortOperator(HealthExOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Request the patients that no earlier try of this task has requested."""
-        try:
+        with fail_on_permanent_errors():
             external_ids = read_cohort(self.patient_ids)
             if not external_ids:
                 raise AirflowSkipException("patient_ids is empty: there are no patients to request")
             project_id = self.resolve_project_id()
             skip_interactive = optional_flag("skip_interactive", self.skip_interactive)
-        except HealthExError as error:
-            raise AirflowFailException(str(error)) from error
-        journal = CohortJournal.open(context) if self.durable else CohortJournal()
-        summary = Summary(external_ids, journal.outcomes, self.on_ambiguous == "assume_started")
-        run = _Run(self, context, journal, summary, project_id, skip_interactive)
-        return run.execute()
+        return _Try(self, context, external_ids, project_id).run(skip_interactive)
 
 
-class _Run:
+class _Try:
     """One try of the task."""
 
     def __init__(
         self,
         task: HealthExUpdateCohortOperator,
         context: Context,
-        journal: CohortJournal,
-        summary: Summary,
+        external_ids: Mapping[str, str | None],
         project_id: str,
-        skip_interactive: bool | None,
     ) -> None:
         self.task = task
+        self.log = task.log
         self.context = context
-        self.journal = journal
-        self.summary = summary
+        self.external_ids = external_ids
         self.project_id = project_id
-        self.skip_interactive = skip_interactive
+        self.journal = Journal.open(context, project_id, durable=task.durable)
         self.organization_id: str | None = None
-        self.refusal: HealthExError | None = None
-        self.partial = 0
+        self.connection_error: HealthExError | None = None
+        self.partial_updates = 0
         self.failures_logged = 0
-        self.reported_at = time.monotonic()
+        self.progress_logged_at = time.monotonic()
 
-    def execute(self) -> dict[str, Any]:
-        to_request = [patient_id for patient_id in self.summary.external_ids if self._is_to_be_requested(patient_id)]
-        known = len(self.summary.external_ids) - len(to_request)
-        if known:
-            self.task.log.info(
-                "Earlier tries of this task have requested %d patients; %d are left", known, len(to_request)
-            )
-            if self.journal.run_was_cleared:
-                self.task.log.warning("%s", IF_JUST_CLEARED)
+    def run(self, skip_interactive: bool | None) -> dict[str, Any]:
         try:
             self.organization_id = self.task.hook.get_conn().organization_id
-            self._request(to_request)
+            self._request(self._left_by_earlier_tries(), skip_interactive)
         except StateStoreError as error:
-            self._without_store(error)
+            self._end_without_store(error)
         except HealthExError as error:
             self._fail(str(error), error)
         except (Exception, AirflowTaskTimeout) as error:
             self._break_off(error)
-        return self._conclude()
+        self._log_outcome()
+        reason = self._reason_to_fail()
+        if reason:
+            self._fail(reason, self.connection_error)
+        return self._result()
 
-    def _is_to_be_requested(self, patient_id: str) -> bool:
-        outcome = self.journal.outcomes.get(patient_id)
-        if outcome is None or outcome.kind == NOT_REQUESTED:
-            return True
-        if outcome.kind == AMBIGUOUS:
-            return self.task.on_ambiguous == "retry"
-        return outcome.kind == FAILED and outcome.again
+    def _left_by_earlier_tries(self) -> list[str]:
+        left = list(filter(self._may_be_requested, self.external_ids))
+        known, total = len(self.external_ids) - len(left), len(self.external_ids)
+        if known:
+            self.log.info("%d of %d patients were requested by earlier tries; %d are left", known, total, len(left))
+            if self.journal.run_was_cleared:
+                self.log.warning("%s", IF_JUST_CLEARED)
+        return left
 
-    def _request(self, patient_ids: list[str]) -> None:
-        updates = self.task.hook.update_patients_data(
+    def _may_be_requested(self, patient_id: str) -> bool:
+        return self.journal.outcome(patient_id).may_be_requested(self.task.on_ambiguous)
+
+    def _request(self, patient_ids: list[str], skip_interactive: bool | None) -> None:
+        answers = self.task.hook.update_patients_data(
             patient_ids,
             project_id=self.project_id,
-            skip_interactive=self.skip_interactive,
+            skip_interactive=skip_interactive,
             max_concurrency=self.task.max_concurrency,
             checkpoint=self.journal.checkpoint,
         )
-        with closing(updates):  # type: ignore[type-var]
-            for came in updates:
-                self._note(came)
-        # It ended by itself: no patient is in flight any more.
+        with closing(answers):  # type: ignore[type-var]
+            for answer in answers:
+                self._record(answer)
+        # All answers are in: no patient is in flight any more.
         self.journal.checkpoint()
 
-    def _note(self, came: PatientUpdate | PatientUpdateFailure) -> None:
-        self.journal.note(Outcome.of(came, self.journal.may_have_started_at(came.patient_id)))
-        if isinstance(came, PatientUpdate):
-            self.partial += came.skipped_facilities_count > 0
+    def _record(self, answer: PatientUpdate | PatientUpdateFailure) -> None:
+        self.journal.record(PatientOutcome.of(answer, self.journal.ambiguous_since(answer.patient_id)))
+        if isinstance(answer, PatientUpdate):
+            self.partial_updates += answer.skipped_facilities_count > 0
         else:
-            self._note_failure(came.error)
-        if time.monotonic() - self.reported_at >= REPORT_EVERY:
-            self._report()
+            self._record_failure(answer.error)
+        if time.monotonic() - self.progress_logged_at >= PROGRESS_INTERVAL:
+            self._log_progress()
 
-    def _note_failure(self, error: HealthExError) -> None:
-        if isinstance(error, _REFUSALS):
-            self.refusal = self.refusal or error
+    def _record_failure(self, error: HealthExError) -> None:
+        if isinstance(error, _CONNECTION_ERRORS):
+            self.connection_error = self.connection_error or error
         self.failures_logged += 1
         if self.failures_logged <= FAILURES_LOGGED:
-            self.task.log.warning("%s", error)
+            self.log.warning("%s", error)
         if self.failures_logged == FAILURES_LOGGED:
-            self.task.log.warning("Further errors are only in the result")
+            self.log.warning("Further errors are in the result alone")
 
-    def _report(self) -> None:
-        self.task.log.info("%s", self.summary.progress())
-        self.reported_at = time.monotonic()
+    # How the try ends
 
-    def _without_store(self, error: StateStoreError) -> None:
-        """Go on to the result where everybody was requested; otherwise leave the rest to a retry."""
-        self.journal.keep()
-        left = self.summary.of_kind(NOT_REQUESTED)
-        if not left:
-            self.task.log.warning("%s, after all patients were requested", error)
+    def _end_without_store(self, error: StateStoreError) -> None:
+        """Succeed if all patients were requested; otherwise leave the rest to a retry."""
+        self.journal.flush()
+        summary = self._summary()
+        if not summary.not_requested:
+            self.log.warning("%s, after all patients were requested", error)
             return
-        self._report()
+        self._log_progress()
         self._push()
         raise StateStoreError(
-            f"{len(left)} of {len(self.summary.external_ids)} patients were not requested: {error}. "
-            f"{self.summary.progress()}"
+            f"{len(summary.not_requested)} of {summary.total} patients were not requested: {error}. "
+            f"{summary.progress()}"
         ) from error
 
     def _break_off(self, error: BaseException) -> NoReturn:
         """Leave with an error that isn't HealthEx's; patients in flight are ambiguous."""
-        now = datetime.now(timezone.utc).replace(microsecond=0)
-        for patient_id in self.journal.unanswered:
-            # In memory: the store has them as in flight.
-            since = self.journal.may_have_started_at(patient_id) or now
-            self.journal.outcomes[patient_id] = Outcome(patient_id, AMBIGUOUS, requested_at=since)
-        self.journal.keep()
-        self._report()
+        self.journal.break_off()
+        self.journal.flush()
+        self._log_progress()
         self._push()
-        if self.summary.may_have_started and not self.journal.is_kept:
-            raise AirflowFailException(f"{type(error).__name__}: {error}. {_FINAL}") from error
+        if self._must_not_be_retried():
+            raise AirflowFailException(f"{type(error).__name__}: {error}. {_NOT_RETRIED}") from error
         raise error
 
-    def _conclude(self) -> dict[str, Any]:
-        self._report()
-        log, summary = self.task.log, self.summary
-        if self.partial:
-            log.warning("%d partial updates: HealthEx skipped some of these patients' facilities", self.partial)
-        ambiguous = [each.patient_id for each in summary.of_kind(AMBIGUOUS)]
-        if ambiguous:
-            log.warning("%d ambiguous updates, which may have started: %s", len(ambiguous), shown(ambiguous))
-        reason = self._why_it_fails()
-        if reason:
-            self._fail(reason, self.refusal)
-        return self.result()
+    def _log_progress(self) -> None:
+        self.log.info("%s", self._summary().progress())
+        self.progress_logged_at = time.monotonic()
 
-    def _why_it_fails(self) -> str:
-        summary, total = self.summary, len(self.summary.external_ids)
-        failed, not_requested = len(summary.failed), len(summary.of_kind(NOT_REQUESTED))
+    def _log_outcome(self) -> None:
+        self._log_progress()
+        if self.partial_updates:
+            self.log.warning("Partial updates: %d. HealthEx skipped facilities of these patients", self.partial_updates)
+        ambiguous = self._summary().ambiguous
+        if ambiguous:
+            ids = some_ids(ambiguous)
+            self.log.warning("Ambiguous updates: %d. HealthEx may have accepted them: %s", len(ambiguous), ids)
+
+    def _reason_to_fail(self) -> str:
+        summary = self._summary()
+        failed, not_requested = len(summary.failed), len(summary.not_requested)
         details = f" Failed: {summary.failures()}." if failed else ""
-        if self.refusal:
-            return f"{self.refusal} {summary.progress()}, {not_requested} not requested.{details}"
+        if self.connection_error:
+            return f"{self.connection_error} {summary.progress()}, {not_requested} not requested.{details}"
         if not_requested:
-            return f"{not_requested} of {total} patients were not requested. {summary.progress()}.{details}"
+            return f"{not_requested} of {summary.total} patients were not requested. {summary.progress()}.{details}"
         if not summary.in_progress:
             return f"HealthEx accepted no update at all. {summary.progress()}.{details}"
-        allowed = failures_allowed(self.task.max_failures, total)
+        allowed = failures_allowed(self.task.max_failures, summary.total)
         if failed > allowed:
             return (
-                f"{failed} of {total} patients failed, more than max_failures={self.task.max_failures} allows "
+                f"{failed} of {summary.total} patients failed, more than max_failures={self.task.max_failures} allows "
                 f"({allowed}).{details}"
             )
         return ""
 
     def _fail(self, reason: str, error: HealthExError | None) -> NoReturn:
         self._push()
-        if not self.journal.is_kept and self.summary.may_have_started:
-            raise AirflowFailException(f"{reason} {_FINAL}") from error
-        if self._a_retry_may_help(error):
+        if self._must_not_be_retried():
+            raise AirflowFailException(f"{reason} {_NOT_RETRIED}") from error
+        if self._retry_may_help(error):
             raise HealthExError(reason) from error
         raise AirflowFailException(reason) from error
 
-    def _a_retry_may_help(self, error: HealthExError | None) -> bool:
-        if error is not None and not self.summary.may_have_started:
-            return may_be_retried(error, self.task.on_ambiguous)
-        # Where some have started, also after 401 and 403: a connection that is corrected before the next try lets it
+    def _must_not_be_retried(self) -> bool:
+        return self._summary().may_be_billed and not self.journal.is_kept
+
+    def _retry_may_help(self, error: HealthExError | None) -> bool:
+        if error is not None and not self._summary().may_be_billed:
+            return is_retryable(error, self.task.on_ambiguous)
+        # Where some were accepted, also after 401 and 403: a connection that is corrected before the next try lets it
         # go on with the rest, while a clear would request all patients again.
-        return any(self._is_to_be_requested(patient_id) for patient_id in self.summary.external_ids)
+        return any(map(self._may_be_requested, self.external_ids))
 
     def _push(self) -> None:
         if not self.task.do_xcom_push:
             return
         try:
-            self.context["ti"].xcom_push(key="return_value", value=self.result())
+            self.context["ti"].xcom_push(key="return_value", value=self._result())
         except Exception:
-            # What fails here must not decide whether the task is retried.
-            self.task.log.exception("The result could not be pushed")
+            # An error here must not decide whether the task is retried.
+            self.log.exception("The result could not be pushed")
 
-    def result(self) -> dict[str, Any]:
-        """Return the XCom form of what is known by now."""
-        return self.summary.to_dict(self.project_id, self.organization_id)
+    def _result(self) -> dict[str, Any]:
+        return self._summary().to_dict(self.project_id, self.organization_id)
 
-
-_FINAL = (
-    "Not retried: HealthEx may have started updates, and this task would request them again. "
-    "The task's result has the outcome of each patient."
-)
+    def _summary(self) -> Summary:
+        outcomes = [self.journal.outcome(patient_id) for patient_id in self.external_ids]
+        return Summary(outcomes, self.external_ids, assume_started=self.task.on_ambiguous == "assume_started")
 
 
 def check_max_failures(max_failures: object) -> float:
     """Return how many may fail: an int is a count, a float below 1 a fraction."""
-    if type(max_failures) is int and max_failures >= 0:
-        return max_failures
-    if isinstance(max_failures, float) and 0 <= max_failures < 1:
+    if (type(max_failures) is int and max_failures >= 0) or (type(max_failures) is float and 0 <= max_failures < 1):
         return max_failures
     raise HealthExConfigurationError(
         f"max_failures must be a count (int) or a fraction below 1 (float), such as 0.05 (got {max_failures!r})"
@@ -352,16 +334,15 @@ def failures_allowed(max_failures: float, total: int) -> int:
 
 
 def check_when_parsed(patient_ids: object) -> None:
-    """Refuse what the DAG file has of a cohort, as far as it isn't rendered or resolved later."""
-    if is_literal(patient_ids):
-        read_cohort(patient_ids)
-    elif isinstance(patient_ids, (list, tuple)):
-        for index, entry in enumerate(patient_ids):
-            if is_literal(entry):
-                _read_entry(index, entry)
+    """Refuse what is unusable in the DAG file's list, as far as it isn't rendered or resolved later."""
+    # An iterator can be read only once.
+    if isinstance(patient_ids, (list, tuple)) or not (
+        is_rendered_later(patient_ids) or isinstance(patient_ids, Iterator)
+    ):
+        read_cohort(patient_ids, skip_rendered=True)
 
 
-def read_cohort(patient_ids: object) -> dict[str, str | None]:
+def read_cohort(patient_ids: object, *, skip_rendered: bool = False) -> dict[str, str | None]:
     """
     Return the patients in the order they were given, each with its external id or None.
 
@@ -378,6 +359,8 @@ def read_cohort(patient_ids: object) -> dict[str, str | None]:
         )
     cohort: dict[str, str | None] = {}
     for index, entry in enumerate(patient_ids):
+        if skip_rendered and is_rendered_later(entry):
+            continue
         patient_id, external_id = _read_entry(index, entry)
         earlier = cohort.get(patient_id)
         if earlier is not None and external_id is not None and earlier != external_id:

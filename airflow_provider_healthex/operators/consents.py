@@ -1,4 +1,4 @@
-"""The patients who have consented to a project, ready to be refreshed."""
+"""Lists the patients who have consented to a project, as input for a cohort operator."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, conf
+from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_healthex.arguments import at_least
-from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError
+from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
-from airflow_provider_healthex.operators.base import HealthExOperator
-from airflow_provider_healthex.operators.retrying import may_be_retried
+from airflow_provider_healthex.operators.base import HealthExOperator, fail_on_permanent_errors
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -61,20 +60,16 @@ class HealthExListConsentedPatientsOperator(HealthExOperator):
 
     def execute(self, context: Context) -> list[str] | list[list[str]]:
         """List them."""
-        try:
+        with fail_on_permanent_errors():
             patients = self.hook.list_consented_patients(project_id=self.resolve_project_id())
-        except HealthExError as error:
-            if may_be_retried(error, on_ambiguous="fail"):
-                raise
-            raise AirflowFailException(str(error)) from error
         end = datetime.now(timezone.utc) + timedelta(days=self.min_days_left)
         ids = sorted(each.patient_id for each in patients if each.expires_at is None or each.expires_at > end)
         self.log.info(
-            "%d patients have consented; %d are left out, since their consent ends within %g days; for %d HealthEx "
-            "reports no end",
+            "%d of %d consented patients listed. Consent ends within %g days, left out: %d. No end reported: %d",
+            len(ids),
             len(patients),
-            len(patients) - len(ids),
             self.min_days_left,
+            len(patients) - len(ids),
             sum(each.expires_at is None for each in patients),
         )
         return ids if self.chunk_size is None else self._chunks(ids, self.chunk_size)
@@ -84,7 +79,7 @@ class HealthExListConsentedPatientsOperator(HealthExOperator):
         limit = conf.getint("core", "max_map_length", fallback=1024)
         if len(chunks) > limit:
             self.log.warning(
-                "%d chunks are more than the %d Airflow maps over: set chunk_size to %d or more",
+                "Too many chunks: %d, and Airflow maps over at most %d. Set chunk_size to %d or more",
                 len(chunks),
                 limit,
                 -(-len(ids) // limit),

@@ -1,4 +1,4 @@
-"""The operators; and of them, the one that requests one patient: once, and never again by accident."""
+"""The operators that users import; here the one for one patient, which is requested once and not again by accident."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
-from airflow_provider_healthex.arguments import one_of
+from airflow_provider_healthex.arguments import boolean, one_of
 from airflow_provider_healthex.client import IN_PROGRESS, PatientUpdate
 from airflow_provider_healthex.client.calls import identifier
 from airflow_provider_healthex.client.models import whole_seconds
@@ -18,11 +18,16 @@ from airflow_provider_healthex.client.reasons import patient_action_needed
 from airflow_provider_healthex.exceptions import HealthExError, HealthExUpdateAmbiguousError
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
-from airflow_provider_healthex.operators.base import HealthExOperator, boolean, optional_flag
+from airflow_provider_healthex.operators.base import (
+    ON_AMBIGUOUS,
+    HealthExOperator,
+    fail_on_permanent_errors,
+    optional_flag,
+)
 from airflow_provider_healthex.operators.cohort import HealthExUpdateCohortOperator
 from airflow_provider_healthex.operators.consents import HealthExListConsentedPatientsOperator
-from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, UpdateJournal
-from airflow_provider_healthex.operators.retrying import ON_AMBIGUOUS, may_be_retried
+from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, Journal
+from airflow_provider_healthex.operators.outcomes import PatientOutcome
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, XComArg
@@ -40,10 +45,10 @@ class HealthExUpdatePatientOperator(HealthExOperator):
     """
     Requests a refresh of one patient's data, and returns HealthEx's answer.
 
-    The call only starts the retrieval; the data comes minutes to about an hour later (docs.healthex.io). Give this
-    task's output to a :class:`~airflow_provider_healthex.sensors.healthex.HealthExDataArrivalSensor`, which waits
-    for objects newer than ``requested_at``. For one key of it, as in ``refresh.output["patient_id"]``, set
-    ``multiple_outputs=True``, Airflow's argument for that.
+    HealthEx answers at once and retrieves in the background, for minutes to about an hour (docs.healthex.io). Give
+    this task's output to a :class:`~airflow_provider_healthex.sensors.healthex.HealthExDataArrivalSensor`, which
+    waits for objects modified after ``requested_at``. For one key of it, as in ``refresh.output["patient_id"]``, set
+    Airflow's ``multiple_outputs=True``.
 
     HealthEx has no idempotency key and bills each retrieval, so an ambiguous update is never requested again by
     accident. See ``on_ambiguous`` and ``durable``.
@@ -52,8 +57,8 @@ class HealthExUpdatePatientOperator(HealthExOperator):
     :param project_id: the project, default the connection's (templated).
     :param skip_interactive: ``skipInteractive`` of the API; None: not sent (templated; also ``"true"``, ``"false"``).
     :param on_patient_action: what to do when HealthEx answers ``PATIENT_ACTION_NEEDED``: ``fail`` (not retried),
-        ``skip``, or ``return`` the answer, for branching. Of a mapped operator, ``return`` it, and let the mapped
-        sensor ``skip``: where one mapped task is skipped, Airflow's default trigger rule skips all of the sensor.
+        ``skip``, or ``return`` the answer, for branching. In a mapped operator use ``return``, and let the mapped
+        sensor ``skip``: where one mapped task is skipped, Airflow's default trigger rule skips every sensor.
     :param on_ambiguous: what to do when nobody knows whether HealthEx accepted the update: ``fail`` (not retried),
         ``retry`` (Airflow may request it again, which may bill a second retrieval), or ``assume_started``: return it
         as in progress with ``"ambiguous": True``; the sensor then shows whether data arrives.
@@ -63,13 +68,13 @@ class HealthExUpdatePatientOperator(HealthExOperator):
     :param healthex_conn_id: the Airflow connection (templated).
     :returns: ``project_id``, ``patient_id``, ``organization_id``, ``message``, ``patient_action_needed_reason``,
         ``retrieval_id``, ``skipped_facilities_count``, ``counts``, ``requested_at``.
-    :raises AirflowFailException: from the typed error, for permanent errors: 401, 403, 404, other 4xx, a bad
+    :raises AirflowFailException: from the typed error, for permanent errors: 401, 403, 404, other 4xx, an unusable
         connection, token or argument, a patient who needs to act, an ambiguous update.
-    :raises HealthExConnectionError: when the request never reached HealthEx; Airflow may retry.
-    :raises HealthExRateLimitError: for a 429 that outlasted the client's own retries; Airflow may retry.
-    :raises HealthExServerError: for a 503 with Retry-After, likewise.
+    :raises HealthExConnectionError: the request never reached HealthEx; Airflow may retry.
+    :raises HealthExRateLimitError: a 429 outlasted the client's own retries; Airflow may retry.
+    :raises HealthExServerError: likewise a 503 with Retry-After.
     :raises HealthExUpdateAmbiguousError: with ``on_ambiguous="retry"``; Airflow may retry.
-    :raises StateStoreError: the state store could not keep the intent, and nothing was sent; Airflow may retry.
+    :raises StateStoreError: the state store refused the intent, and nothing was sent; Airflow may retry.
     """
 
     template_fields: Sequence[str] = ("patient_id", "project_id", "skip_interactive", "healthex_conn_id")
@@ -91,10 +96,10 @@ class HealthExUpdatePatientOperator(HealthExOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if self.is_final(patient_id):
+        if self.is_known_when_parsed(patient_id):
             identifier("patient_id", patient_id)
         self.check_project_id(project_id)
-        if self.is_final(skip_interactive):
+        if self.is_known_when_parsed(skip_interactive):
             optional_flag("skip_interactive", skip_interactive)
         self.patient_id = patient_id
         self.project_id = project_id
@@ -106,72 +111,81 @@ class HealthExUpdatePatientOperator(HealthExOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Request the update, unless an earlier try of this task has."""
-        try:
+        with fail_on_permanent_errors(self.on_ambiguous):
             answer = self._answer(context)
-        except HealthExError as error:
-            if may_be_retried(error, self.on_ambiguous):
-                raise
-            raise AirflowFailException(str(error)) from error
         return self._conclude(answer)
 
     def _answer(self, context: Context) -> dict[str, Any]:
         patient_id = identifier("patient_id", self.patient_id)
         skip_interactive = optional_flag("skip_interactive", self.skip_interactive)
-        journal = UpdateJournal()
-        if self.durable:
-            journal = UpdateJournal.open(context, self.project_id, patient_id)
-        if journal.answer:
-            self.log.info("Patient '%s' was requested by an earlier try of this task; its answer is kept", patient_id)
+        project_id = self.resolve_project_id()
+        journal = Journal.open(context, project_id, durable=self.durable)
+        earlier = journal.outcome(patient_id)
+        if earlier.answer:
+            self.log.info("Patient '%s' was requested by an earlier try of this task: returning its answer", patient_id)
             if journal.run_was_cleared:
                 self.log.warning("%s", IF_JUST_CLEARED)
-            return journal.answer
-        if journal.may_have_started_at and self.on_ambiguous != "retry":
-            return self._handle_ambiguous(self._left_by_an_earlier_try(journal, journal.may_have_started_at))
-        return self._request(journal, patient_id, skip_interactive)
+            answer: dict[str, Any] = json.loads(earlier.answer)
+            return answer
+        ambiguous_since = journal.ambiguous_since(patient_id)
+        if ambiguous_since and self.on_ambiguous != "retry":
+            requested_at = datetime.fromisoformat(ambiguous_since)
+            error = HealthExUpdateAmbiguousError(
+                f"Patient '{patient_id}' may have been requested at {ambiguous_since}: an earlier try of this task "
+                "stored that it was about to send the request, and ended before an answer was stored. "
+                + (IF_JUST_CLEARED if journal.run_was_cleared else "To request it again, clear this task."),
+                requested_at=requested_at,
+            )
+            return self._handle_ambiguous(error, requested_at)
+        return self._request(journal, project_id, patient_id, skip_interactive)
 
-    def _left_by_an_earlier_try(self, journal: UpdateJournal, since: datetime) -> HealthExUpdateAmbiguousError:
-        return HealthExUpdateAmbiguousError(
-            f"Patient '{self.patient_id}' may have been requested at {whole_seconds(since)}: an earlier try of this "
-            "task stored that it was about to request the update, and ended before an answer was kept. "
-            + (IF_JUST_CLEARED if journal.run_was_cleared else "To request it again, clear this task."),
-            requested_at=since,
-        )
-
-    def _request(self, journal: UpdateJournal, patient_id: str, skip_interactive: bool | None) -> dict[str, Any]:
-        earlier = journal.may_have_started_at
-        project_id = self.resolve_project_id()
+    def _request(
+        self, journal: Journal, project_id: str, patient_id: str, skip_interactive: bool | None
+    ) -> dict[str, Any]:
         client = self.hook.get_conn()
         client.check_token()
+        ambiguous_since = journal.ambiguous_since(patient_id)
         self.log.info("Requesting an update of patient '%s'", patient_id)
         try:
             update = client.update_patient(
                 project_id, patient_id, skip_interactive=skip_interactive, checkpoint=journal.checkpoint
             )
         except HealthExUpdateAmbiguousError as error:
-            journal.lose(error.requested_at)
-            return self._handle_ambiguous(error)
+            requested_at = error.requested_at or datetime.now(timezone.utc)
+            journal.record(PatientOutcome.ambiguous(patient_id, ambiguous_since or whole_seconds(requested_at)))
+            journal.checkpoint()
+            return self._handle_ambiguous(error, requested_at)
         except HealthExError:
-            journal.withdraw()
+            journal.checkpoint()
             raise
-        answer = replace(update, requested_at=earlier or update.requested_at).to_dict()
-        # First of all: whatever happens to the store or to this process, the answer is somewhere.
-        self.log.info("HealthEx answered for patient '%s': %s", patient_id, json.dumps(answer))
-        journal.end(answer)
+        answer = update.to_dict()
+        answer["requested_at"] = ambiguous_since or answer["requested_at"]
+        text = json.dumps(answer)
+        # Logged before it is stored: the answer must survive a store that fails, or the end of this process.
+        self.log.info("HealthEx answered for patient '%s': %s", patient_id, text)
+        journal.record(replace(PatientOutcome.of(update, ambiguous_since), answer=text))
+        journal.checkpoint()
         return answer
 
-    def _handle_ambiguous(self, error: HealthExUpdateAmbiguousError) -> dict[str, Any]:
+    def _handle_ambiguous(self, error: HealthExUpdateAmbiguousError, requested_at: datetime) -> dict[str, Any]:
         if self.on_ambiguous != "assume_started":
             raise error
-        self.log.warning("%s It is assumed to have started, as on_ambiguous says.", error)
-        return assumed_update(
-            self.resolve_project_id(),
-            self.patient_id,
-            self._organization_id(),
-            error.requested_at or datetime.now(timezone.utc),
+        self.log.warning("%s Assumed to have started (on_ambiguous='assume_started')", error)
+        update = PatientUpdate(
+            project_id=self.resolve_project_id(),
+            patient_id=self.patient_id,
+            organization_id=self._organization_id(),
+            message=IN_PROGRESS,
+            patient_action_needed_reason=None,
+            retrieval_id=None,
+            skipped_facilities_count=0,
+            counts={},
+            requested_at=requested_at,
         )
+        return {**update.to_dict(), "ambiguous": True}
 
     def _organization_id(self) -> str | None:
-        """Return the organization, or None where the token has ended meanwhile: that must not fail the task."""
+        """Return the organization; None where the token has expired meanwhile, which must not fail the task."""
         try:
             return self.hook.get_conn().organization_id
         except HealthExError as error:
@@ -179,12 +193,9 @@ class HealthExUpdatePatientOperator(HealthExOperator):
             return None
 
     def _conclude(self, answer: dict[str, Any]) -> dict[str, Any]:
-        if answer["skipped_facilities_count"]:
-            self.log.warning(
-                "Partial update of patient '%s': HealthEx skipped %s facilities",
-                self.patient_id,
-                answer["skipped_facilities_count"],
-            )
+        skipped = answer["skipped_facilities_count"]
+        if skipped:
+            self.log.warning("Partial update of patient '%s': HealthEx skipped %s facilities", self.patient_id, skipped)
         if answer["message"] == IN_PROGRESS:
             self.log.info("Patient '%s' is in progress, requested at %s", self.patient_id, answer["requested_at"])
             return answer
@@ -195,21 +206,3 @@ class HealthExUpdatePatientOperator(HealthExOperator):
             raise AirflowSkipException(str(needed)) from needed
         self.log.warning("%s", needed)
         return answer
-
-
-def assumed_update(
-    project_id: str, patient_id: str, organization_id: str | None, requested_at: datetime
-) -> dict[str, Any]:
-    """Return the result of an update that may have started, marked as ``ambiguous``."""
-    update = PatientUpdate(
-        project_id=project_id,
-        patient_id=patient_id,
-        organization_id=organization_id,
-        message=IN_PROGRESS,
-        patient_action_needed_reason=None,
-        retrieval_id=None,
-        skipped_facilities_count=0,
-        counts={},
-        requested_at=requested_at,
-    )
-    return {**update.to_dict(), "ambiguous": True}

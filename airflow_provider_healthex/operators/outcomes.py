@@ -1,23 +1,21 @@
-"""The outcome of each patient of a cohort, what a retry does about it, and the form it has in a task's result."""
+"""The outcome of each patient: what a retry does about it, and a cohort's form of it in logs and in the result."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from airflow_provider_healthex.client import PatientUpdate, PatientUpdateFailure
-from airflow_provider_healthex.client.models import whole_seconds
+from airflow_provider_healthex.client import PATIENT_ACTION_NEEDED, PatientUpdate, PatientUpdateFailure
 from airflow_provider_healthex.exceptions import (
     HealthExNotFoundError,
     HealthExRequestError,
     HealthExUpdateAmbiguousError,
 )
 
-IN_PROGRESS = "in_progress"
-NEEDS_PATIENT = "needs_patient"
+ACCEPTED = "accepted"
+NEEDS_PATIENT_ACTION = "needs_patient_action"
 AMBIGUOUS = "ambiguous"
 FAILED = "failed"
 NOT_REQUESTED = "not_requested"
@@ -27,147 +25,141 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PatientOutcome:
     """
     The outcome of one patient.
 
-    :param kind: ``in_progress``, ``needs_patient``, ``ambiguous``, ``failed`` or ``not_requested``.
-    :param requested_at: the moment of the request where a delivery may come, UTC in whole seconds.
+    :param kind: one of the constants above.
+    :param requested_at: the moment of a request that is accepted or ambiguous: ISO 8601, UTC, whole seconds.
     :param reason: why patient action is needed.
     :param status_code: of the error, where the service answered one.
     :param error: the error's class name.
-    :param again: whether another request may help; not where the service rejected this patient.
+    :param retryable: whether another request may help: not where HealthEx rejected this patient.
+    :param answer: HealthEx's answer as JSON text, where a retry returns it.
     """
 
     patient_id: str
     kind: str
-    requested_at: datetime | None = None
+    requested_at: str | None = None
     reason: str | None = None
     status_code: int | None = None
     error: str | None = None
-    again: bool = False
+    retryable: bool = False
+    answer: str | None = None
 
     @classmethod
-    def of(cls, came: PatientUpdate | PatientUpdateFailure, may_have_started_at: datetime | None) -> Outcome:
+    def of(cls, answer: PatientUpdate | PatientUpdateFailure, ambiguous_since: str | None) -> PatientOutcome:
         """
         Return the outcome of a request.
 
-        :param may_have_started_at: ``requested_at`` of an earlier, ambiguous update of the patient. It stays the
-            patient's ``requested_at``; and an error of the later one doesn't mean that the earlier one didn't start.
+        :param ambiguous_since: ``requested_at`` of an earlier, ambiguous request for the patient. It stays the
+            patient's ``requested_at``; and an error of the later request leaves the earlier one ambiguous.
         """
-        if isinstance(came, PatientUpdate):
-            if came.needs_patient:
-                return cls(came.patient_id, NEEDS_PATIENT, reason=came.patient_action_needed_reason)
-            return cls(came.patient_id, IN_PROGRESS, requested_at=may_have_started_at or came.requested_at)
-        error = came.error
-        status_code = getattr(error, "status_code", None)
-        if may_have_started_at or isinstance(error, HealthExUpdateAmbiguousError):
-            since = may_have_started_at or getattr(error, "requested_at", None)
-            return cls(came.patient_id, AMBIGUOUS, requested_at=since, status_code=status_code)
+        patient_id = answer.patient_id
+        requested_at = ambiguous_since or answer.to_dict()["requested_at"]
+        if isinstance(answer, PatientUpdate):
+            if answer.message == PATIENT_ACTION_NEEDED:
+                return cls(patient_id, NEEDS_PATIENT_ACTION, reason=answer.patient_action_needed_reason)
+            return cls(patient_id, ACCEPTED, requested_at=requested_at)
+        status_code = getattr(answer.error, "status_code", None)
+        if ambiguous_since or isinstance(answer.error, HealthExUpdateAmbiguousError):
+            return cls.ambiguous(patient_id, requested_at, status_code)
         return cls(
-            came.patient_id,
+            patient_id,
             FAILED,
             status_code=status_code,
-            error=type(error).__name__,
-            again=not isinstance(error, (HealthExNotFoundError, HealthExRequestError)),
+            error=type(answer.error).__name__,
+            retryable=not isinstance(answer.error, (HealthExNotFoundError, HealthExRequestError)),
         )
 
+    @classmethod
+    def ambiguous(cls, patient_id: str, requested_at: str | None, status_code: int | None = None) -> PatientOutcome:
+        """Return the outcome of a patient for whom nobody knows whether HealthEx accepted the request."""
+        error = HealthExUpdateAmbiguousError.__name__
+        return cls(patient_id, AMBIGUOUS, requested_at=requested_at, status_code=status_code, error=error)
+
+    def may_be_requested(self, on_ambiguous: str) -> bool:
+        """Whether a retry requests the patient."""
+        if self.kind == AMBIGUOUS:
+            return on_ambiguous == "retry"
+        return self.retryable or self.kind == NOT_REQUESTED
+
     def to_record(self) -> dict[str, Any]:
-        """Return the JSON form, without what is empty."""
-        record = {
-            "kind": self.kind,
-            "requested_at": whole_seconds(self.requested_at) if self.requested_at else None,
-            "reason": self.reason,
-            "status_code": self.status_code,
-            "error": self.error,
-            "again": self.again,
-        }
-        return {key: value for key, value in record.items() if value}
+        """Return the JSON form, by patient: without the id, and without what is empty."""
+        return {name: value for name, value in asdict(self).items() if value and name != "patient_id"}
 
     @classmethod
-    def from_record(cls, patient_id: str, record: Mapping[str, Any]) -> Outcome:
+    def from_record(cls, patient_id: str, record: Mapping[str, Any]) -> PatientOutcome:
         """Read what `to_record` returned."""
-        since = record.get("requested_at")
-        return cls(patient_id, **{**record, "requested_at": datetime.fromisoformat(since) if since else None})
+        return cls(patient_id, **record)
 
 
-@dataclass(frozen=True)
 class Summary:
     """
-    The outcomes of a cohort, in the cohort's order, as ``on_ambiguous`` has them.
+    The outcomes of a cohort at one moment, in the cohort's order.
 
-    :param external_ids: of every patient of the cohort the external id, or None.
-    :param outcomes: by patient; a patient without one was not requested.
-    :param assume_started: whether an ambiguous update counts as in progress; else it counts as failed.
+    :param outcomes: one for each patient.
+    :param external_ids: by patient, the external id or None.
+    :param assume_started: whether an ambiguous patient counts as in progress; else as failed.
     """
 
-    external_ids: Mapping[str, str | None]
-    outcomes: Mapping[str, Outcome]
-    assume_started: bool
+    def __init__(
+        self, outcomes: Sequence[PatientOutcome], external_ids: Mapping[str, str | None], *, assume_started: bool
+    ) -> None:
+        def of(*kinds: str) -> list[PatientOutcome]:
+            return [outcome for outcome in outcomes if outcome.kind in kinds]
 
-    def of_kind(self, *kinds: str) -> list[Outcome]:
-        """Return the outcomes of these kinds."""
-        found = (self.outcomes.get(each) or Outcome(each, NOT_REQUESTED) for each in self.external_ids)
-        return [outcome for outcome in found if outcome.kind in kinds]
-
-    @property
-    def in_progress(self) -> list[Outcome]:
-        """Patients whose data can be waited for."""
-        return self.of_kind(IN_PROGRESS, *((AMBIGUOUS,) if self.assume_started else ()))
-
-    @property
-    def failed(self) -> list[Outcome]:
-        """Patients whose update has failed."""
-        return self.of_kind(FAILED, *(() if self.assume_started else (AMBIGUOUS,)))
+        self._external_ids = external_ids
+        self.total = len(outcomes)
+        self.in_progress = of(ACCEPTED, AMBIGUOUS) if assume_started else of(ACCEPTED)
+        self.failed = of(FAILED) if assume_started else of(FAILED, AMBIGUOUS)
+        self.needs_patient_action = of(NEEDS_PATIENT_ACTION)
+        self.ambiguous = of(AMBIGUOUS)
+        self.not_requested = of(NOT_REQUESTED)
 
     @property
-    def may_have_started(self) -> bool:
-        """Whether HealthEx may bill anything for this cohort."""
-        return bool(self.of_kind(IN_PROGRESS, AMBIGUOUS))
+    def may_be_billed(self) -> bool:
+        """Whether HealthEx accepted, or may have accepted, a request for any patient."""
+        return bool(self.in_progress or self.ambiguous)
 
     def progress(self) -> str:
         """Return the counts in a line."""
-        started, waiting, failed = len(self.in_progress), len(self.of_kind(NEEDS_PATIENT)), len(self.failed)
+        started, waiting, failed = len(self.in_progress), len(self.needs_patient_action), len(self.failed)
         return (
-            f"{started + waiting + failed} of {len(self.external_ids)} requested: {started} in progress, "
-            f"{waiting} need patient action, {failed} failed"
+            f"{started + waiting + failed} of {self.total} requested: {started} in progress, "
+            f"{waiting} {'needs' if waiting == 1 else 'need'} patient action, {failed} failed"
         )
 
     def failures(self) -> str:
-        """Return how many failed of what, and some of them by id."""
-        names = Counter(each.error or HealthExUpdateAmbiguousError.__name__ for each in self.failed)
-        counts = ", ".join(f"{count} {name}" for name, count in names.most_common())
-        return f"{counts}; {shown(each.patient_id for each in self.failed)}"
+        """Return how many failed of which error, and some of their ids."""
+        counts = Counter(each.error for each in self.failed).most_common()
+        return f"{', '.join(f'{count} {error}' for error, count in counts)}; {some_ids(self.failed)}"
 
     def to_dict(self, project_id: str, organization_id: str | None) -> dict[str, Any]:
-        """Return the XCom form."""
-        started = self.in_progress
-        moments = [each.requested_at for each in started if each.requested_at]
-        not_requested = [each.patient_id for each in self.of_kind(NOT_REQUESTED)]
-        return {
+        """Return the task's result."""
+        result: dict[str, Any] = {
             "project_id": project_id,
             "organization_id": organization_id,
-            "requested_at": whole_seconds(min(moments)) if moments else None,
-            "in_progress": [self._started(each) for each in started],
+            # Texts of one form: the least is the earliest.
+            "requested_at": min((each.requested_at for each in self.in_progress if each.requested_at), default=None),
+            "in_progress": [self._in_progress(each) for each in self.in_progress],
             "patient_action_needed": [
-                {"patient_id": each.patient_id, "reason": each.reason} for each in self.of_kind(NEEDS_PATIENT)
+                {"patient_id": each.patient_id, "reason": each.reason} for each in self.needs_patient_action
             ],
             "failed": [
-                {
-                    "patient_id": each.patient_id,
-                    "status_code": each.status_code,
-                    "error": each.error or HealthExUpdateAmbiguousError.__name__,
-                }
+                {"patient_id": each.patient_id, "status_code": each.status_code, "error": each.error}
                 for each in self.failed
             ],
-            **({"not_asked": not_requested} if not_requested else {}),
         }
+        if self.not_requested:
+            result["not_asked"] = [each.patient_id for each in self.not_requested]
+        return result
 
-    def _started(self, outcome: Outcome) -> dict[str, Any]:
+    def _in_progress(self, outcome: PatientOutcome) -> dict[str, Any]:
         entry: dict[str, Any] = {"patient_id": outcome.patient_id}
         if outcome.requested_at:
-            entry["requested_at"] = whole_seconds(outcome.requested_at)
-        external_id = self.external_ids[outcome.patient_id]
+            entry["requested_at"] = outcome.requested_at
+        external_id = self._external_ids[outcome.patient_id]
         if external_id is not None:
             entry["external_id"] = external_id
         if outcome.kind == AMBIGUOUS:
@@ -175,7 +167,7 @@ class Summary:
         return entry
 
 
-def shown(patient_ids: Iterable[str]) -> str:
-    """Return some of the ids."""
-    ids = list(patient_ids)
-    return ", ".join(ids[:SHOWN]) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
+def some_ids(outcomes: Sequence[PatientOutcome]) -> str:
+    """Return the first ids, and how many more there are."""
+    ids = ", ".join(repr(each.patient_id) for each in outcomes[:SHOWN])
+    return ids + (f" and {len(outcomes) - SHOWN} more" if len(outcomes) > SHOWN else "")

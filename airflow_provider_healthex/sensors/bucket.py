@@ -1,76 +1,66 @@
-"""What waiting for deliveries in S3 has in common, for one patient and for many: the bucket, and S3KeySensor's part."""
+"""The bucket's part of the sensors on S3: which arguments name it, and which of S3KeySensor's are refused."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor
+from collections.abc import Sequence
+from typing import Any
 
 from airflow_provider_healthex.arguments import is_rendered_later
-from airflow_provider_healthex.delivery import Target
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
-from airflow_provider_healthex.s3 import REQUEST_LIMIT, AwsAccess, Bucket, check_bucket_name, split_url
-from airflow_provider_healthex.sensors.arrival import (
-    DEFERRAL_GRACE,
-    ArrivalSensor,
-    known,
-    literals,
-    refuse_pasted_templates,
-)
-
-if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import XComArg
+from airflow_provider_healthex.sensors.awaited import Storage
+from airflow_provider_healthex.sensors.base import DEFERRAL_GRACE, ArrivalSensor
+from airflow_provider_healthex.sensors.checks import known, literals, refuse_pasted_templates
+from airflow_provider_healthex.storage.s3 import REQUEST_LIMIT, AwsAccess, Bucket, check_bucket_name, split_url
 
 _BY_TIME = "arrival is decided by the objects' times; use min_objects, marker or quiet_period"
 
+REFUSED_ARGUMENTS = {
+    **ArrivalSensor.refused_arguments,
+    "check_fn": _BY_TIME,
+    "use_regex": _BY_TIME,
+    "metadata_keys": _BY_TIME,
+}
+# For a request that begins before the deadline and one of the last poke, at a server that hangs.
+GRACE = DEFERRAL_GRACE + 2 * REQUEST_LIMIT
 
-class BucketArrivalSensor(ArrivalSensor, S3KeySensor):
-    """The frame of the sensors on S3: an S3KeySensor by its arguments, with another decision."""
 
-    refused_arguments: ClassVar[Mapping[str, str]] = {
-        **ArrivalSensor.refused_arguments,
-        "check_fn": _BY_TIME,
-        "use_regex": _BY_TIME,
-        "metadata_keys": _BY_TIME,
-    }
+def check_literals(sensor: Any) -> list[str]:
+    """
+    Check what an S3 sensor's arguments say of the bucket when the DAG is parsed, and return the literal paths in it.
 
-    # For a request that begins before the deadline and one of the last poke, at a server that hangs.
-    deferral_grace = DEFERRAL_GRACE + 2 * REQUEST_LIMIT
+    :raises HealthExConfigurationError: where, whatever is rendered, there is no bucket, or more than one.
+    """
+    refuse_pasted_templates(sensor.bucket_key)
+    if sensor.botocore_config is not None and not isinstance(sensor.botocore_config, dict):
+        raise HealthExConfigurationError(
+            f"botocore_config must be a dict, which a triggerer can be given (got a "
+            f"{type(sensor.botocore_config).__name__})"
+        )
+    check_manifest_key(sensor.manifest_key)
+    keys, rendered = literals(sensor.bucket_key or [""]), []
+    if isinstance(sensor.bucket_key, (str, list, tuple)):
+        rendered = [key for key in _several(sensor.bucket_key) if isinstance(key, str) and is_rendered_later(key)]
+    if not sensor.bucket_name:
+        for key in rendered:
+            beginning = re.split(r"\{[{%#]", key)[0]
+            if beginning and not (beginning.startswith("s3://") or "s3://".startswith(beginning)):
+                raise _no_bucket(key)
+    return bucket_and_paths(known(sensor.bucket_name), keys)[1] if keys else []
 
-    def __init__(self, *, bucket_key: str | list[str] | XComArg, **kwargs: Any) -> None:
-        super().__init__(bucket_key=bucket_key, **kwargs)
-        refuse_pasted_templates(bucket_key)
-        if self.botocore_config is not None and not isinstance(self.botocore_config, dict):
-            raise HealthExConfigurationError(
-                f"botocore_config must be a dict, which a triggerer can be given (got a "
-                f"{type(self.botocore_config).__name__})"
-            )
 
-    def _literal_paths(self) -> list[str]:
-        """
-        Return the literal paths in the bucket.
+def open_bucket(sensor: Any) -> tuple[Storage, list[str]]:
+    """Return the bucket that a sensor's rendered arguments name, and the paths in it."""
+    check_manifest_key(sensor.manifest_key)
+    name, paths = bucket_and_paths(sensor.bucket_name, sensor.bucket_key)
+    access = AwsAccess(sensor.aws_conn_id, sensor.region_name, sensor.verify, sensor.botocore_config)
+    return Bucket(name, access), paths
 
-        :raises HealthExConfigurationError: where, whatever is rendered, there is no bucket, or more than one.
-        """
-        keys, rendered = literals(self.bucket_key or [""]), []
-        if isinstance(self.bucket_key, (str, list, tuple)):
-            rendered = [key for key in _several(self.bucket_key) if isinstance(key, str) and is_rendered_later(key)]
-        if not self.bucket_name:
-            for key in rendered:
-                beginning = re.split(r"\{[{%#]", key)[0]
-                if beginning and not (beginning.startswith("s3://") or "s3://".startswith(beginning)):
-                    raise _no_bucket(key)
-        return bucket_and_paths(known(self.bucket_name), keys)[1] if keys else []
 
-    def _bucket(self, name: str) -> Bucket:
-        return Bucket(name, AwsAccess(self.aws_conn_id, self.region_name, self.verify, self.botocore_config))
-
-    def _check_manifest(self, name: str, manifest: Target, targets: Sequence[Target]) -> str:
-        if manifest.prefix.startswith(("s3://", "/")):
-            raise HealthExConfigurationError(f"{name} is {manifest.template!r}; give a key of the same bucket, no URL.")
-        return super()._check_manifest(name, manifest, targets)
+def check_manifest_key(key: Any) -> None:
+    """Refuse a manifest's key that isn't one of the same bucket."""
+    if isinstance(key, str) and key.startswith(("s3://", "/")):
+        raise HealthExConfigurationError(f"manifest_key is {key!r}; give a key of the same bucket, no URL.")
 
 
 def bucket_and_paths(bucket_name: str | None, bucket_key: str | Sequence[str]) -> tuple[str, list[str]]:

@@ -1,67 +1,79 @@
-"""Waiting until the refreshed data has landed on an SFTP server."""
+"""Waiting until the refreshed data has landed on an SFTP server: for one patient, or for a cohort with one task."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from posixpath import normpath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import PokeReturnValue, conf
+from airflow.providers.common.compat.sdk import conf
 
-from airflow_provider_healthex.delivery import Waiting
-from airflow_provider_healthex.delivery.hints import tree_hint
-from airflow_provider_healthex.delivery.tree import CONFIRMATION, PARTIAL, TreeLook, Watch, look_at_tree
+from airflow_provider_healthex.arguments import one_of
+from airflow_provider_healthex.delivery.sftp_listing import CONFIRMATION, PARTIAL
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
-from airflow_provider_healthex.sensors.arrival import (
-    DEFERRAL_GRACE,
-    RULE_FIELDS,
-    Rule,
+from airflow_provider_healthex.sensors.awaited import Awaited
+from airflow_provider_healthex.sensors.base import DEFERRAL_GRACE, ArrivalSensor
+from airflow_provider_healthex.sensors.checks import (
+    existence_proves_nothing,
     known,
     literals,
+    plain_seconds,
     refuse_pasted_templates,
 )
-from airflow_provider_healthex.sensors.patient import PatientArrivalSensor, PatientWait
-from airflow_provider_healthex.sftp import LONGEST_LOOK, SftpServer
+from airflow_provider_healthex.sensors.request import (
+    RULE_FIELDS,
+    arrival_rule,
+    check_cohort,
+    check_patient,
+    enough,
+    one_path,
+)
+from airflow_provider_healthex.sensors.results import (
+    COHORT_EVENT_KEYS,
+    COHORT_REFUSED,
+    ON_PATIENT_ACTION,
+    PATIENT_EVENT_KEYS,
+    await_cohort,
+    await_patient,
+    cohort_verdict,
+)
+from airflow_provider_healthex.storage.sftp import POKE_LIMIT, SftpServer
 from airflow_provider_healthex.triggers.sftp import HealthExSftpDataArrivalTrigger
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, XComArg
+    from collections.abc import Collection
 
-    from airflow_provider_healthex.delivery.schedule import PokeSchedule
+    from airflow.providers.common.compat.sdk import XComArg
 
-#: Where the task's state store keeps what earlier pokes of a wait showed.
-STORE_KEY = "healthex_arrival"
+# For a poke that begins before the deadline and the last one, at a server that is slow or hangs.
+_GRACE = DEFERRAL_GRACE + 2 * POKE_LIMIT
 
 
-class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
+class HealthExSftpDataArrivalSensor(ArrivalSensor):
     """
     Waits for a delivery newer than the request, on an SFTP server.
 
-    It decides as :class:`~airflow_provider_healthex.sensors.healthex.HealthExDataArrivalSensor` does, and means as
-    much: *a delivery since the request that has settled*. The result is the same. SFTP differs from S3 because it
-    doesn't report the server's clock (docs/sftp.md):
+    It decides as `HealthExDataArrivalSensor` does, and means the same: *a delivery since the request that has settled*.
+    SFTP differs from S3 in what a listing shows (docs/sftp.md):
 
-    * A file counts if it was modified between the request and the sensor's first poke, or if it is newer than all
-      that was there at that first poke, by the server's own clock; that clock may be hours off then.
-    * Settled is what has not changed between the sensor's pokes for ``quiet_period`` seconds, or what was already so
-      old, and ``clock_skew`` more, at its first poke.
-    * Files named ``*.part``, ``*.filepart`` and ``*.tmp`` aren't counted, and an arrival is believed when a second
-      listing, up to 5 s later, shows the same. Symbolic links below the path's fixed part aren't followed.
+    * The server's clock is unknown. A file is fresh if it was modified between the request and the sensor's first poke,
+      or if it is newer than every file that was there at the first poke, by the server's own clock.
+    * Settled means unchanged between pokes for ``quiet_period`` seconds, or already so old, and ``clock_skew`` more,
+      at the first poke.
+    * Files named ``*.part``, ``*.filepart`` and ``*.tmp`` aren't counted. An arrival counts when a second listing, up
+      to 5 s later, shows the same. Symbolic links below the literal part of the path aren't followed.
 
     Poke, reschedule and deferred mode decide alike. What the first poke showed is kept in the task's state store
-    (Airflow 3.3 and later). Below, each poke in reschedule mode is a first one: there, the server's clock must be
-    right to ``clock_skew`` seconds.
+    (Airflow 3.3 and later). Below, each poke in reschedule mode is a first one: there, the server's clock must be right
+    to ``clock_skew`` seconds.
 
     :param path: where HealthEx delivers (templated): a string, or a list. May contain ``{orgId}``, ``{projectId}``,
         ``{healthexPatientId}``, ``{externalId}``, for HealthEx's delivery variables of the same name. Ends in ``/``:
         everything under it. With ``wildcard_match``: a glob over the whole path, whose ``*`` stands for ``/`` too.
         Otherwise: that file. Without a leading ``/`` it begins at the account's own folder.
-    :param update: the operator's output, ``update=refresh.output`` (templated); gives patient, project,
-        organization and ``requested_at``.
+    :param update: the operator's output, ``update=refresh.output`` (templated): patient, project, organization
+        and ``requested_at``.
     :param since: the moment of the request by hand, as for S3 (templated); before ``update``'s. One of the two is
         required.
     :param patient_id: HealthEx's id of the patient (templated); before ``update``'s, like the next two.
@@ -76,7 +88,7 @@ class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
         60 by default (templated): what was modified up to so long before the request counts, if it was there at the
         first poke.
     :param on_patient_action: for an update that needs patient action: ``fail`` (not retried), ``skip``, or ``wait``:
-        HealthEx delivers without a new request when they have acted (official guide).
+        HealthEx delivers without a new request after the patient has acted (official guide).
     :param manifest_path: a file on the server to write a JSON line for each file to (templated); may contain the
         variables. The account needs the right to write it.
     :param wildcard_match: read ``path`` as a glob.
@@ -92,15 +104,15 @@ class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
         ``keys_truncated``, ``object_count``, ``total_bytes``, ``first_modified`` and ``last_modified`` (by the
         server's clock), ``manifest``.
     :raises HealthExConfigurationError: on construction, for an argument that can't be used.
-    :raises AirflowFailException: from the typed error, for what waiting can't mend: no connection, a login that was
-        never let in, a host key that isn't the known one, a path whose first folder isn't there.
+    :raises AirflowFailException: from the typed error, for a permanent one: no connection, a login that was never
+        accepted, another host key than the known one, a path whose first folder is missing.
     :raises AirflowSensorTimeout: when nothing arrived in time.
     :raises AirflowTaskTimeout: when ``execution_timeout`` ended the wait.
     """
 
     trigger_class = HealthExSftpDataArrivalTrigger
-    # For a poke that begins before the deadline and the last one, at a server that is slow or hangs.
-    deferral_grace = DEFERRAL_GRACE + 2 * LONGEST_LOOK
+    deferral_grace = _GRACE
+    event_keys = PATIENT_EVENT_KEYS
     template_fields: Sequence[str] = (
         "path",
         "update",
@@ -137,138 +149,158 @@ class HealthExSftpDataArrivalSensor(PatientArrivalSensor):
         timeout: timedelta | float = 6 * 60 * 60,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            update=update,
-            since=since,
-            patient_id=patient_id,
-            project_id=project_id,
-            external_id=external_id,
-            org_id=org_id,
-            min_objects=min_objects,
-            marker=marker,
-            quiet_period=quiet_period,
-            clock_skew=clock_skew,
-            on_patient_action=on_patient_action,
-            poke_interval=poke_interval,
-            timeout=timeout,
-            **kwargs,
-        )
-        refuse_pasted_templates(path)
+        super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
+        existence_proves_nothing(self, update, since)
         self.path: Any = path
+        self.update = update
+        self.gets_update = update is not None
+        self.since: Any = since
+        self.patient_id: Any = patient_id
+        self.project_id: Any = project_id
+        self.external_id: Any = external_id
+        self.org_id: Any = org_id
+        self.min_objects = min_objects
+        self.marker = marker
+        self.quiet_period = plain_seconds(quiet_period)
+        self.clock_skew = plain_seconds(clock_skew)
+        self.on_patient_action = one_of("on_patient_action", on_patient_action, ON_PATIENT_ACTION)
         self.manifest_path: Any = manifest_path
         self.wildcard_match = wildcard_match
         self.deferrable = deferrable
         self.sftp_conn_id: Any = sftp_conn_id
         self._check_arguments()
 
-    def _check_literals(self, rule: Rule) -> None:
-        super()._check_literals(rule)
-        paths = _paths(literals(self.path or [""]), rule.marker)
-        manifest = ("manifest_path", _path("manifest_path", known(self.manifest_path, None)))
-        self._check_paths(rule, paths, self._stand_in_values(), manifest)
+    def _check_literals(self) -> None:
+        check_patient(self, _literal_paths(self), _manifest(self))
 
-    def poke(self, context: Context) -> PokeReturnValue:
-        """Poke once; raises what :meth:`HealthExDataArrivalSensor.poke` does."""
-        found = super().poke(context)
-        if not found:
-            self._memory.keep()
-        return found
-
-    def _prepare(self, context: Context, **wait: Any) -> PokeSchedule:
-        schedule = super()._prepare(context, **wait)
-        self._memory = _Memory(context, self._delivery, self.log)
-        return schedule
-
-    def _look(self, steps: Any) -> Any:
-        try:
-            self._memory.recall()
-        except Exception as error:  # without it, this would be taken for the first poke
-            return Waiting(f"Airflow's task state store did not answer ({type(error).__name__})")
-        return super()._look(steps)
-
-    def _conclude_event(self, event: Mapping[str, Any], context: Context) -> dict[str, Any] | None:
-        self._memory.recalled = True  # the event knows more
-        return super()._conclude_event(event, context)
-
-    def _resolve(self) -> _TreeWait:
-        subject = self._subject()
-        paths = _paths([self.path] if isinstance(self.path, str) else self.path or [""], self._rule().marker)
-        expectation = self._expectation(subject, paths)
-        path = _path("manifest_path", self.manifest_path) if self.manifest_path else None
-        manifest = self._manifest("manifest_path", path, subject, expectation.targets)
-        pause = min(CONFIRMATION, self.poke_interval)
-        return _TreeWait(SftpServer(self.sftp_conn_id), expectation, subject, manifest, pause)
+    def _await(self, since: str | None) -> Awaited:
+        return await_patient(self, _server(self), _rendered_paths(self), _manifest(self), since)
 
 
-@dataclass(frozen=True)
-class _TreeWait(PatientWait):
-    """One wait on an SFTP server; ``pause``: seconds between the two listings that must agree."""
+class HealthExSftpCohortArrivalSensor(ArrivalSensor):
+    """
+    Waits for a delivery newer than the request for every patient of a cohort, on an SFTP server, with one task.
 
-    storage: SftpServer
-    pause: float
-    watch: Watch = field(default_factory=Watch)
+    It decides about each patient as `HealthExSftpDataArrivalSensor` does, and has the result of
+    `HealthExCohortArrivalSensor`, with ``bucket`` None. One poke takes one connection, and lists the folders of the
+    patients who haven't arrived, several at a time. Where the patient is behind a glob, it lists everything under the
+    part of the path that all share.
 
-    def address(self, path: str) -> str:
-        """Return how messages show a path."""
-        return f"{path!r} on sftp_conn_id={self.storage.sftp_conn_id!r}"
+    :param update: the cohort operator's output, ``update=refresh.output`` (templated).
+    :param path: where HealthEx delivers (templated): one string, with ``{healthexPatientId}`` or ``{externalId}``,
+        which comes from the update's entries; otherwise as in `HealthExSftpDataArrivalSensor`.
+    :param min_fraction: the fraction of the patients in progress, 0 to 1, who must have arrived at the deadline (or
+        from ``enough_after`` on) for the task to succeed (templated).
+    :param enough_after: seconds or a timedelta from the start, after which ``min_fraction`` is enough; None: only at
+        the deadline (templated).
+    :param project_id: the project (templated); before ``update``'s, like the next.
+    :param org_id: the organization (templated).
+    :param min_objects: files that must have come for each patient (templated).
+    :param marker: the name of the file that ends a delivery, or its ending where it starts with a dot (templated).
+    :param quiet_period: seconds or a timedelta since a patient's last change, 300 by default (templated).
+    :param clock_skew: seconds or a timedelta, 60 by default (templated); as in `HealthExSftpDataArrivalSensor`.
+    :param manifest_path: a file on the server to write a JSON line for each file of those who arrived to (templated);
+        may contain ``{orgId}`` and ``{projectId}``.
+    :param wildcard_match: read ``path`` as a glob.
+    :param deferrable: wait on the triggerer.
+    :param sftp_conn_id: the connection of type SFTP (templated).
+    :param poke_interval: seconds between two pokes, 120 by default.
+    :param timeout: seconds until the deadline, 24 hours by default; there is one last poke then. ``soft_fail`` turns
+        its failure into a skip, and no other.
+    :returns: as `HealthExCohortArrivalSensor`.
+    :raises HealthExConfigurationError: on construction, for an argument that can't be used.
+    :raises AirflowFailException: from the typed error, for a permanent one.
+    :raises AirflowSensorTimeout: where fewer than ``min_fraction`` arrived in time.
+    """
 
-    def look(self) -> TreeLook:
-        """Return the steps of one poke."""
-        return look_at_tree(self.expectation, self.watch, pause=self.pause)
+    refused_arguments: ClassVar[Mapping[str, str]] = {**ArrivalSensor.refused_arguments, **COHORT_REFUSED}
+    trigger_class = HealthExSftpDataArrivalTrigger
+    deferral_grace = _GRACE
+    event_keys = COHORT_EVENT_KEYS
+    template_fields: Sequence[str] = (
+        "path",
+        "update",
+        "project_id",
+        "org_id",
+        "manifest_path",
+        "sftp_conn_id",
+        "min_fraction",
+        "enough_after",
+        *RULE_FIELDS,
+    )
 
-    def hint(self, unmatched: int) -> Any:
-        """Return the steps that find out why nothing matches a path."""
-        return tree_hint(self.expectation.targets[unmatched])
+    def __init__(
+        self,
+        *,
+        update: Any,
+        path: str | XComArg,
+        min_fraction: float | str | XComArg = 1.0,
+        enough_after: timedelta | float | str | XComArg | None = None,
+        project_id: str | XComArg | None = None,
+        org_id: str | XComArg | None = None,
+        min_objects: int | str | XComArg = 1,
+        marker: str | XComArg | None = None,
+        quiet_period: timedelta | float | str | XComArg = 300,
+        clock_skew: timedelta | float | str | XComArg = 60,
+        manifest_path: str | XComArg | None = None,
+        wildcard_match: bool = False,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        sftp_conn_id: str | XComArg = "sftp_default",
+        poke_interval: timedelta | float = 120,
+        timeout: timedelta | float = 24 * 60 * 60,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
+        self.path: Any = path
+        self.update = update
+        self.gets_update = update is not None
+        self.min_fraction = min_fraction
+        self.enough_after = plain_seconds(enough_after)
+        self.project_id: Any = project_id
+        self.org_id: Any = org_id
+        self.min_objects = min_objects
+        self.marker = marker
+        self.quiet_period = plain_seconds(quiet_period)
+        self.clock_skew = plain_seconds(clock_skew)
+        self.manifest_path: Any = manifest_path
+        self.wildcard_match = wildcard_match
+        self.deferrable = deferrable
+        self.sftp_conn_id: Any = sftp_conn_id
+        self._check_arguments()
 
-    def collect(self, event: Mapping[str, Any]) -> TreeLook:
-        """Return the steps of one poke at what the triggerer saw."""
-        # Quiet and confirmed as ever: since the triggerer's look, another file may have begun to come.
-        self.go_on(event["watch"])
-        return self.look()
+    def _check_literals(self) -> None:
+        paths = _literal_paths(self)
+        if isinstance(self.path, (list, tuple)):
+            one_path("path", self.path)
+        check_cohort(self, paths, _manifest(self))
 
-    def go_on(self, seen: Mapping[str, Any]) -> None:
-        """Go on with what an earlier process of this wait has seen, the first of which was let in then."""
-        self.watch.recall(seen)
-        self.storage.listed = self.watch.first_look is not None
+    def _min_fraction(self) -> tuple[float, float | None]:
+        return enough(self)
 
-    def trigger_arguments(self) -> dict[str, Any]:
-        """Return what its trigger needs of it."""
-        return {**super().trigger_arguments(), "watch": self.watch.to_dict()}
+    def _await(self, since: str | None) -> Awaited:
+        return await_cohort(self, _server(self), one_path("path", _rendered_paths(self)), _manifest(self))
+
+    def _timeout_verdict(self, arrived: Collection[int]) -> str:
+        return cohort_verdict(self, self._awaited, arrived)
 
 
-class _Memory:
-    """What a wait's pokes showed, over processes: in the task's state store, and nowhere below Airflow 3.3."""
+def _server(sensor: Any) -> SftpServer:
+    return SftpServer(sensor.sftp_conn_id, confirmation=min(CONFIRMATION, sensor.poke_interval))
 
-    def __init__(self, context: Context, delivery: _TreeWait, log: Any) -> None:
-        self._store: Any = context.get("task_state_store")
-        self._delivery = delivery
-        self._log = log
-        self.recalled = self._store is None
-        # A digest: paths name patients. Another request, path or setting is another wait.
-        told = json.dumps(delivery.expectation.to_dict(), sort_keys=True)
-        self._wait = hashlib.sha256(told.encode()).hexdigest()[:16]
 
-    def recall(self) -> None:
-        """Go on with what an earlier process of this wait has kept, once."""
-        if self.recalled:
-            return
-        record = self._store.get(STORE_KEY)
-        if isinstance(record, dict) and record.get("wait") == self._wait:
-            self._delivery.go_on(record["watch"])
-        self.recalled = True
+def _literal_paths(sensor: Any) -> list[str]:
+    refuse_pasted_templates(sensor.path)
+    return _paths(literals(sensor.path or [""]), arrival_rule(sensor, parsed=True).marker)
 
-    def keep(self) -> None:
-        """Keep it for the next, if anything is known by now."""
-        if self._store is None or not self.recalled:
-            return
-        try:
-            self._store.set(STORE_KEY, {"wait": self._wait, "watch": self._delivery.watch.to_dict()})
-        except Exception as error:
-            self._log.warning(
-                "Airflow's task state store did not take what this poke showed (%s): another process would start "
-                "without it.",
-                type(error).__name__,
-            )
+
+def _rendered_paths(sensor: Any) -> list[str]:
+    paths = [sensor.path] if isinstance(sensor.path, str) else sensor.path or [""]
+    return _paths(paths, arrival_rule(sensor).marker)
+
+
+def _manifest(sensor: Any) -> tuple[str, Any]:
+    path = sensor.manifest_path
+    return "manifest_path", _path("manifest_path", path) if path and known(path, None) else path
 
 
 def _paths(paths: Any, marker: str | None) -> list[str]:

@@ -1,23 +1,28 @@
-"""Waiting for deliveries to S3 on the triggerer, for one patient and for many."""
+"""Waiting for deliveries in S3 on the triggerer: one patient's or a cohort's, and whatever is delivered."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
-from airflow_provider_healthex.delivery import CohortExpectation, CohortWait, Expectation
-from airflow_provider_healthex.delivery.listing import Look, look
-from airflow_provider_healthex.delivery.schedule import PokeSchedule
-from airflow_provider_healthex.s3 import TRIGGERER, AsyncBucket, AwsAccess
-from airflow_provider_healthex.triggers.arrival import ArrivalTrigger
-from airflow_provider_healthex.triggers.deliveries import HealthExDeliveryTrigger
+from airflow_provider_healthex.delivery.s3_listing import S3Source
+from airflow_provider_healthex.exceptions import HealthExConfigurationError
+from airflow_provider_healthex.storage.s3 import TRIGGERER, AsyncBucket, AwsAccess, check_bucket_name
+from airflow_provider_healthex.triggers.base import ArrivalTrigger
+from airflow_provider_healthex.triggers.feed import DeliveryTrigger
 
-__all__ = ["HealthExCohortArrivalTrigger", "HealthExDataArrivalTrigger", "HealthExDeliveryTrigger"]
+__all__ = ["HealthExDataArrivalTrigger", "HealthExDeliveryTrigger"]
 
 
-class _BucketArrivalTrigger(ArrivalTrigger):
-    """A wait in a bucket."""
+class HealthExDataArrivalTrigger(ArrivalTrigger):
+    """
+    Waits in a bucket.
+
+    :param bucket_name: the bucket.
+    :param aws: the parameters of `AwsAccess`. The other parameters are those of `ArrivalTrigger`.
+    """
 
     def __init__(self, *, bucket_name: str, aws: Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -31,64 +36,55 @@ class _BucketArrivalTrigger(ArrivalTrigger):
         return AsyncBucket(self.bucket_name, self.aws, TRIGGERER)
 
 
-class HealthExDataArrivalTrigger(_BucketArrivalTrigger):
+class HealthExDeliveryTrigger(DeliveryTrigger):
     """
-    Fires when a delivery has arrived, its deadline has passed, or S3 refuses for good. It never raises.
+    Fires for deliveries in a bucket that have settled, for an ``AssetWatcher``; on Airflow 3.
 
-    :param bucket_name: the bucket.
-    :param expectation: what counts as the delivery, as :meth:`Expectation.to_dict` gives it.
-    :param aws: the parameters of :class:`~airflow_provider_healthex.s3.AwsAccess`. The other parameters are those of
-        :class:`~airflow_provider_healthex.triggers.arrival.ArrivalTrigger`.
-    """
+    Events, state and errors are those of `DeliveryTrigger`. A patient is in an event when their newest object since the
+    last one is ``quiet_period`` seconds old by S3's clock.
 
-    expectation: Expectation
-
-    @staticmethod
-    def _read(expectation: Mapping[str, Any]) -> Expectation:
-        return Expectation.from_dict(expectation)
-
-    def _look(self) -> Look[Any]:
-        return look(self.expectation)
-
-
-class HealthExCohortArrivalTrigger(_BucketArrivalTrigger):
-    """
-    Fires when every patient's delivery has arrived, the deadline has passed, or S3 refuses for good. It never raises.
-
-    Another triggerer starts with all patients again, with the same baselines and deadline. Its event has
-    ``missing``: of each patient, in the expectation's order, whether they are missing, as a hexadecimal number whose
-    lowest bit is the first patient's. Ten thousand are 2.5 KB so, in the database.
-
-    :param expectation: what counts as each delivery, as :meth:`CohortExpectation.to_dict` gives it.
-    :param enough_at: epoch seconds from which ``least`` patients are enough; None: never before the deadline. The other
-        parameters are those of :class:`HealthExDataArrivalTrigger`.
+    :param bucket_name: the bucket: its name, or an access point's alias or ARN.
+    :param bucket_key: where HealthEx delivers, in the bucket: a path that ends in ``/``, or one key a patient, with
+        ``{healthexPatientId}`` or ``{externalId}``. Separate variables by ``/``: ids may contain any other sign. No
+        globs.
+    :param quiet_period: seconds, 300 by default.
+    :param since: the start, an ISO string or a datetime, with a time zone: earlier objects are ignored. Without one,
+        the trigger's first start. Where a state is kept, it is of the first start alone; another ``since`` makes it
+        another trigger, and starts there.
+    :param poke_interval: seconds between two polls, 120 by default.
+    :param aws_conn_id: the AWS connection.
+    :raises HealthExConfigurationError: for an argument that can't be used.
     """
 
-    expectation: CohortExpectation
+    argument_names = ("bucket_name", "bucket_key", "quiet_period", "since", "poke_interval", "aws_conn_id")
+    source_class = S3Source
 
-    def __init__(self, *, least: int | None = None, enough_at: float | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.least = least
-        self.enough_at = enough_at
+    def __init__(
+        self,
+        bucket_name: str,
+        bucket_key: str,
+        quiet_period: float = 300,
+        since: str | datetime | None = None,
+        poke_interval: float = 120,
+        aws_conn_id: str | None = "aws_default",
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        if isinstance(bucket_key, str) and "://" in bucket_key:
+            raise HealthExConfigurationError(
+                f"bucket_key must be a path in the bucket (got the URL {bucket_key!r}): give the bucket as "
+                "bucket_name, and what follows it as bucket_key."
+            )
+        if aws_conn_id is not None and not isinstance(aws_conn_id, str):
+            raise HealthExConfigurationError(
+                f"aws_conn_id must be a connection's id or None (got a {type(aws_conn_id).__name__})"
+            )
+        self.bucket_name = check_bucket_name(bucket_name)
+        self.bucket_key = bucket_key
+        self.aws_conn_id = aws_conn_id
+        self._prepare(bucket_key, quiet_period, since, poke_interval)
 
-    @staticmethod
-    def _read(expectation: Mapping[str, Any]) -> CohortExpectation:
-        return CohortExpectation.from_dict(expectation)
+    def _open(self) -> AsyncBucket:
+        return AsyncBucket(self.bucket_name, AwsAccess(self.aws_conn_id), TRIGGERER)
 
-    def _begin(self) -> None:
-        self._cohort = CohortWait(self.expectation)
-
-    def _schedule(self) -> PokeSchedule:
-        return replace(super()._schedule(), enough_at=self.enough_at)
-
-    def _is_enough(self) -> bool:
-        return self.least is not None and len(self._cohort.settled) >= self.least
-
-    def _storage_arguments(self) -> dict[str, Any]:
-        return {**super()._storage_arguments(), "least": self.least, "enough_at": self.enough_at}
-
-    def _look(self) -> Look[Any]:
-        return self._cohort.look()
-
-    def _event(self, status: str, message: str) -> dict[str, Any]:
-        return {**super()._event(status, message), "missing": f"{sum(1 << i for i in self._cohort.missing):x}"}
+    def _place(self) -> tuple[str, ...]:
+        return (self.bucket_name,)

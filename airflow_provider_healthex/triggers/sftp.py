@@ -1,42 +1,86 @@
-"""Waiting for deliveries to an SFTP server on the triggerer."""
+"""Waiting for deliveries on an SFTP server on the triggerer: one patient's or a cohort's, and whatever is delivered."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from datetime import datetime
 from typing import Any
 
-from airflow_provider_healthex.delivery import Expectation
-from airflow_provider_healthex.delivery.tree import CONFIRMATION, TreeLook, Watch, look_at_tree
-from airflow_provider_healthex.sftp import TRIGGERER, AsyncSftpServer
-from airflow_provider_healthex.triggers.arrival import ArrivalTrigger
+from airflow_provider_healthex.delivery.feed import Announced, Source
+from airflow_provider_healthex.delivery.sftp_listing import CONFIRMATION, SftpSource
+from airflow_provider_healthex.exceptions import HealthExConfigurationError
+from airflow_provider_healthex.storage.sftp import TRIGGERER, AsyncSftpServer
+from airflow_provider_healthex.triggers.base import ArrivalTrigger
+from airflow_provider_healthex.triggers.feed import DeliveryTrigger
+
+__all__ = ["HealthExSftpDataArrivalTrigger", "HealthExSftpDeliveryTrigger"]
 
 
 class HealthExSftpDataArrivalTrigger(ArrivalTrigger):
     """
-    Fires when a delivery has arrived on an SFTP server, its deadline has passed, or it refuses for good; never raises.
+    Waits on an SFTP server.
 
-    :param sftp_conn_id: the Airflow connection.
-    :param watch: what the worker's first look showed, as :meth:`Watch.to_dict` gives it. The other parameters are
-        those of :class:`~airflow_provider_healthex.triggers.healthex.HealthExDataArrivalTrigger`.
+    :param sftp_conn_id: the Airflow connection. The other parameters are those of `ArrivalTrigger`.
     """
 
-    def __init__(self, *, sftp_conn_id: str, watch: Mapping[str, Any], **kwargs: Any) -> None:
+    def __init__(self, *, sftp_conn_id: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sftp_conn_id = sftp_conn_id
-        self.watch = Watch(**watch)
-
-    @staticmethod
-    def _read(expectation: Mapping[str, Any]) -> Expectation:
-        return Expectation.from_dict(expectation)
 
     def _storage_arguments(self) -> dict[str, Any]:
-        return {"sftp_conn_id": self.sftp_conn_id, "watch": self.watch.to_dict()}
+        return {"sftp_conn_id": self.sftp_conn_id}
+
+    def _open(self) -> AsyncSftpServer:
+        confirmation = min(CONFIRMATION, self.schedule.poke_interval)
+        return AsyncSftpServer(self.sftp_conn_id, TRIGGERER, confirmation=confirmation)
+
+
+class HealthExSftpDeliveryTrigger(DeliveryTrigger):
+    """
+    Fires for deliveries on an SFTP server that have settled, for an ``AssetWatcher``; on Airflow 3.1 and newer.
+
+    Events, state and errors are those of `DeliveryTrigger`. SFTP doesn't report the server's clock: a patient is in an
+    event when nothing of theirs has changed between polls for ``quiet_period`` seconds. A restart starts that anew.
+
+    :param path: where HealthEx delivers: a path that ends in ``/``, or one file a patient, with
+        ``{healthexPatientId}`` or ``{externalId}``. Separate variables by ``/``. No globs.
+    :param quiet_period: seconds, 300 by default.
+    :param since: the start, an ISO string or a datetime, with a time zone, compared with the server's times. Without
+        one, what is there at the first poll is not announced.
+    :param poke_interval: seconds between two polls, 120 by default.
+    :param sftp_conn_id: the connection of type SFTP.
+    :raises HealthExConfigurationError: for an argument that can't be used.
+    """
+
+    argument_names = ("path", "quiet_period", "since", "poke_interval", "sftp_conn_id")
+    source_class = SftpSource
+
+    def __init__(
+        self,
+        path: str,
+        quiet_period: float = 300,
+        since: str | datetime | None = None,
+        poke_interval: float = 120,
+        sftp_conn_id: str = "sftp_default",
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        if isinstance(path, str) and "://" in path:
+            raise HealthExConfigurationError(f"path must be a path on the server (got the URL {path!r})")
+        if not isinstance(sftp_conn_id, str) or not sftp_conn_id:
+            raise HealthExConfigurationError(f"sftp_conn_id must be a connection's id (got {sftp_conn_id!r})")
+        self.path = path
+        self.sftp_conn_id = sftp_conn_id
+        self._prepare(path, quiet_period, since, poke_interval)
+
+    async def _start(self, storage: Any, source: Source) -> Announced:
+        if self._since is not None:
+            return await super()._start(storage, source)
+        while (announced := await self._list(storage, self._feed.start(source))) is None:
+            await asyncio.sleep(self.poke_interval)
+        return announced
 
     def _open(self) -> AsyncSftpServer:
         return AsyncSftpServer(self.sftp_conn_id, TRIGGERER)
 
-    def _look(self) -> TreeLook:
-        return look_at_tree(self.expectation, self.watch, pause=min(CONFIRMATION, self.poke_interval))
-
-    def _event(self, status: str, message: str) -> dict[str, Any]:
-        return {**super()._event(status, message), "watch": self.watch.to_dict()}
+    def _place(self) -> tuple[str, ...]:
+        return (self.sftp_conn_id,)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tenacity import wait_none
 
-from airflow_provider_healthex.client import ApiKey, ClientSettings, HealthExClient, StoredToken, pacing, retries
+from airflow_provider_healthex.client import ApiKey, ClientSettings, HealthExClient, StoredToken, rate_limit, retries
 from airflow_provider_healthex.client import token as tokens
 
 from .loopback import SECRET, Service, make_jwt
@@ -25,10 +25,10 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(autouse=True)
 def own_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Start every test as a new process would, with no patience for backoff and nobody's proxies and netrc."""
+    """Start every test as a new process would, without backoff, proxies and netrc."""
     monkeypatch.setattr(retries, "BACKOFF", wait_none())
-    monkeypatch.setattr(tokens, "_mints", {})
-    monkeypatch.setattr(pacing, "_pacers", {})
+    monkeypatch.setattr(tokens, "_shared_tokens", {})
+    monkeypatch.setattr(rate_limit, "_rate_limits", {})
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

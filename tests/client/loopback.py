@@ -1,4 +1,4 @@
-"""A scripted HealthEx on a loopback socket: it answers, stays silent, cuts off, and keeps the requests."""
+"""A scripted HealthEx on a loopback socket: it answers, stays silent, cuts off, and records every request."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Service:
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.received: list[Received] = []
-        self.minted: list[Received] = []
+        self.token_requests: list[Received] = []
         self.connections = 0
         self.at_once = 0
         self.most_at_once = 0
@@ -155,15 +155,15 @@ class Service:
         self._script = list(replies)
 
     def answers_each(self, reply: Callable[[Received], Reply | None]) -> None:
-        """Let the request decide about the reply; None leaves it to the script."""
+        """Let a function of the request choose the reply; None leaves it to the script."""
         self._by_request = reply
 
     def asked(self) -> Counter[str]:
-        """Return the number of requests for each patient."""
+        """Return how often each patient was requested."""
         with self._lock:
             return Counter(request.patient_id for request in self.received)
 
-    def mints(self, *replies: Reply) -> None:
+    def answers_token_requests(self, *replies: Reply) -> None:
         self._token_script = list(replies)
 
     def stays_silent(self) -> Reply:
@@ -181,10 +181,10 @@ class Service:
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
         request = Received(handler.command, handler.requestline.split(" ")[1], handler.headers, body)
         with self._lock:
-            minting = handler.path.endswith("/v1/auth/token")
-            script = self._token_script if minting else self._script
-            (self.minted if minting else self.received).append(request)
-            reply = None if minting else self._by_request(request)
+            for_token = handler.path.endswith("/v1/auth/token")
+            script = self._token_script if for_token else self._script
+            (self.token_requests if for_token else self.received).append(request)
+            reply = None if for_token else self._by_request(request)
             reply = reply or (script.pop(0) if len(script) > 1 else script[0])
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)

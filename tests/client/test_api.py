@@ -106,7 +106,7 @@ def test_a_date_a_day_or_more_away_is_ignored_with_a_warning(
     except HealthExUpdateAmbiguousError as error:
         requested_at = error.requested_at
     assert before <= requested_at <= datetime.now(UTC)
-    assert "days from this machine's clock, and is ignored" in caplog.text
+    assert "s from this machine's clock, and is ignored" in caplog.text
 
 
 @pytest.mark.parametrize("date_header", [None, "yesterday"])
@@ -174,7 +174,7 @@ def test_patients_are_sent_as_they_are(service: Service, client: HealthExClient)
     assert result.successful_patients == ((0, "ref-1"),)
 
 
-def test_what_was_sent_of_a_patient_does_not_come_back(service: Service, client: HealthExClient) -> None:
+def test_errors_do_not_repeat_what_was_sent_of_a_patient(service: Service, client: HealthExClient) -> None:
     words = "Annabel QUIST (1961-02-03, 15551234567, Springfield) has no valid email in en"
     service.answers(says({"errors": [{"patientIndex": 0, "error": words}]}), says({"message": words}, 400))
     clean = "*** *** (***, ***, ***) has no valid email in en"
@@ -185,14 +185,14 @@ def test_what_was_sent_of_a_patient_does_not_come_back(service: Service, client:
 
 
 @pytest.mark.parametrize("patients", [[], (), None, "Ann", {"firstName": "Ann"}, ["Ann"], [None]])
-def test_what_is_no_list_of_patients_is_refused(service: Service, client: HealthExClient, patients: Any) -> None:
+def test_anything_but_a_list_of_patients_is_rejected(service: Service, client: HealthExClient, patients: Any) -> None:
     with pytest.raises(HealthExConfigurationError, match="mapping") as error:
         client.add_patients(PROJECT, patients)
     assert "Ann" not in str(error.value)
     assert service.connections == 0
 
 
-def test_thousands_of_refused_patients_take_no_time(service: Service, client: HealthExClient) -> None:
+def test_thousands_of_rejected_patients_are_read_fast(service: Service, client: HealthExClient) -> None:
     people = [{"firstName": f"First{number}", "lastName": f"Last-{number}"} for number in range(2000)]
     errors = [{"patientIndex": number, "error": f"First{number} is wrong"} for number in range(2000)]
     service.answers(says({"errors": errors}))
@@ -203,7 +203,7 @@ def test_thousands_of_refused_patients_take_no_time(service: Service, client: He
 # Consents
 
 
-def test_consented_patients_are_asked_for_by_project(service: Service, client: HealthExClient) -> None:
+def test_consented_patients_are_requested_by_project(service: Service, client: HealthExClient) -> None:
     consent = {"hasPatientConsented": True, "studyId": PROJECT, "expirationTimestamp": "2027-01-01T00:00:00Z"}
     service.answers(says([{"patientId": PATIENT, "healthcareOrganizationId": "h", "consents": [consent]}]))
     (patient,) = client.list_consented_patients(PROJECT)
@@ -280,7 +280,9 @@ def test_an_external_id_is_not_repeated(service: Service, client: HealthExClient
         ),
     ],
 )
-def test_usage_is_asked_for_a_time(service: Service, client: HealthExClient, start: Any, end: Any, query: str) -> None:
+def test_usage_is_requested_for_a_time(
+    service: Service, client: HealthExClient, start: Any, end: Any, query: str
+) -> None:
     service.answers(says({"retrievals": 3}, 200))
     assert client.usage_summary(start, end) == {"retrievals": 3}
     assert service.received[0].target == f"/v1/usage/summary?{query}"
@@ -313,22 +315,22 @@ def test_on_secret_is_given_each_token_once(service: Service, connect: Connect, 
     stored = connect(on_secret=secrets.append, credentials=StoredToken("stored-token"))
     stored.update_patient(PROJECT, PATIENT)
     assert secrets == ["stored-token"]
-    service.mints(says({"token": "minted-1"}), says({"token": "minted-2"}))
+    service.answers_token_requests(says({"token": "requested-1"}), says({"token": "requested-2"}))
     service.answers(status(401), says(STARTED))
     connect(on_secret=secrets.append, credentials=api_key).update_patient(PROJECT, PATIENT)
-    assert secrets == ["stored-token", "minted-1", "minted-2"]
+    assert secrets == ["stored-token", "requested-1", "requested-2"]
     connect(on_secret=secrets.append, credentials=api_key).check_token()
-    assert secrets == ["stored-token", "minted-1", "minted-2", "minted-2"]
+    assert secrets == ["stored-token", "requested-1", "requested-2", "requested-2"]
 
 
-def test_a_minted_token_is_secret_before_it_is_used(service: Service, connect: Connect, api_key: ApiKey) -> None:
+def test_a_requested_token_is_announced_before_it_is_used(service: Service, connect: Connect, api_key: ApiKey) -> None:
     known_before: list[bool] = []
     secrets: list[str] = []
 
     def look(handler: Any) -> None:
-        known_before.append("minted-1" in secrets)
+        known_before.append("requested-1" in secrets)
 
-    service.mints(says({"token": "minted-1"}))
+    service.answers_token_requests(says({"token": "requested-1"}))
     service.answers(Reply(act=look))
     with pytest.raises(HealthExConnectionError, match="no readable answer"):
         connect(on_secret=secrets.append, credentials=api_key).list_consented_patients(PROJECT)

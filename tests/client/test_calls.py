@@ -71,7 +71,7 @@ PATHS = ["a/b", "a/../b", "../../link", "/", "a\\..\\b", "...", "http://evil.exa
     "value", [".", "..", "", "  ", None, 7, b"a", ["a"], "a\nb", "a\x00", "\x7f", "\ud800", *PATHS]
 )
 @pytest.mark.parametrize("name", ["project_id", "patient_id"])
-def test_an_unusable_id_is_refused_before_anything_is_sent(wire: Any, name: str, value: Any) -> None:
+def test_an_unusable_id_is_rejected_before_anything_is_sent(wire: Any, name: str, value: Any) -> None:
     url, lines = wire
     ids = {"project_id": PROJECT, "patient_id": PATIENT, name: value}
     with (
@@ -111,7 +111,7 @@ def test_a_character_left_by_a_spreadsheet_is_named_with_its_place(value: str, f
 
 
 @pytest.mark.parametrize("value", [*(value for value, _ in STRAY), "17d4/..", 17, 17.4])
-def test_an_external_id_is_refused_without_being_shown(wire: Any, value: Any) -> None:
+def test_an_external_id_is_rejected_without_being_shown(wire: Any, value: Any) -> None:
     with pytest.raises(HealthExConfigurationError, match=r"^external_id ") as error:
         identifier("external_id", value, shown=False)
     assert "17" not in str(error.value)
@@ -119,7 +119,7 @@ def test_an_external_id_is_refused_without_being_shown(wire: Any, value: Any) ->
 
 
 @pytest.mark.parametrize("value", [694061, 694061.0, True])
-def test_a_number_is_refused_and_not_converted(value: Any) -> None:
+def test_a_number_is_rejected_and_not_converted(value: Any) -> None:
     with pytest.raises(HealthExConfigurationError) as error:
         identifier("patient_id", value)
     assert str(error.value).startswith(f"patient_id must be text (got {type(value).__name__} {value!r}): ")
@@ -127,7 +127,7 @@ def test_a_number_is_refused_and_not_converted(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, float("nan"), b"x"])
-def test_a_body_without_json_form_is_refused_without_being_repeated(value: Any) -> None:
+def test_a_body_without_json_form_is_rejected_without_being_shown(value: Any) -> None:
     with pytest.raises(HealthExConfigurationError, match="no JSON form") as error:
         json_body({"patients": [{"firstName": "Ann", "x": value}]})
     assert "Ann" not in str(error.value)
@@ -135,7 +135,9 @@ def test_a_body_without_json_form_is_refused_without_being_repeated(value: Any) 
 
 
 def test_a_call_shows_neither_body_nor_query() -> None:
-    call = Call("POST", "/x/{a}", ids={"a": "7"}, body=b"hunter2", query={"q": "hunter2"}, private=("hunter2",))
+    call = Call(
+        method="POST", template="/x/{a}", ids={"a": "7"}, body=b"hunter2", query={"q": "hunter2"}, private=("hunter2",)
+    )
     assert "hunter2" not in f"{call!r} {call}"
     assert str(call) == "POST /x/{a}, a '7'"
     assert call.path == "/x/7?q=hunter2"

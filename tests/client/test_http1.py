@@ -70,7 +70,7 @@ def test_an_error_after_an_interim_answer_is_that_error(service: Service, client
 @pytest.mark.parametrize(
     "interim", [HINTS * 101, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"], ids=["too many", "101"]
 )
-def test_what_no_answer_can_follow_is_ambiguous_and_its_connection_dropped(
+def test_an_endless_run_of_interim_answers_is_ambiguous_and_its_connection_dropped(
     service: Service, client: HealthExClient, interim: bytes
 ) -> None:
     service.answers(keeps(interim + STRANGER), keeps(accepted("p-2")))
@@ -249,14 +249,14 @@ def test_an_answer_that_is_not_http_is_ambiguous_and_its_connection_dropped(
     assert service.asked() == {PATIENT: 1, "p-2": 1}
 
 
-def test_what_goes_wrong_in_our_own_reading_is_ambiguous_too(
+def test_an_error_of_our_own_while_reading_is_ambiguous(
     service: Service, client: HealthExClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any, **kwargs: Any) -> Any:
-        raise ValueError("nobody expected this")
+        raise ValueError("unexpected")
 
     monkeypatch.setattr("requests.adapters.HTTPAdapter.build_response", broken)
-    assert "nobody" not in str(ambiguous(client))
+    assert "unexpected" not in str(ambiguous(client))
     assert len(service.received) == 1
 
 

@@ -38,7 +38,7 @@ def test_an_id_is_kept() -> None:
 
 
 @pytest.mark.parametrize("value", [True, "3", None, -1, float("nan"), float("inf"), [1]])
-def test_what_is_no_count_is_ignored(value: Any) -> None:
+def test_anything_but_a_count_is_ignored(value: Any) -> None:
     assert number(value) is None
 
 
@@ -63,7 +63,7 @@ def test_a_moment_is_read_in_any_form(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "", "soon", True, -5, float("nan"), 10**30, {}, "0001-01-01", "9" * 5000])
-def test_what_is_no_moment_is_ignored(value: Any) -> None:
+def test_anything_but_a_moment_is_ignored(value: Any) -> None:
     assert moment(value) is None
 
 

@@ -1,4 +1,4 @@
-"""What holds for any answer, any text and any id, rather than for the ones that somebody thought of."""
+"""Properties that hold for any answer, any text and any id."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_healthex.client import ClientSettings, HealthExClient, PatientUpdate, StoredToken
 from airflow_provider_healthex.client.calls import identifier
-from airflow_provider_healthex.client.clocks import http_date, request_moment, retry_after
-from airflow_provider_healthex.client.text import LONGEST_DETAIL, clean, detail
+from airflow_provider_healthex.client.headers import http_date, request_moment, retry_after
+from airflow_provider_healthex.client.redaction import LONGEST_DETAIL, clean, detail
 from airflow_provider_healthex.exceptions import (
     HealthExApiError,
     HealthExConfigurationError,
@@ -164,6 +164,6 @@ def outcome(client: HealthExClient) -> str:
     try:
         return "accepted" if client.update_patient(PROJECT, PATIENT).message == STARTED["message"] else "something else"
     except HealthExUpdateAmbiguousError as error:
-        return "ambiguous" if error.requested_at else "ambiguous, and nobody knows since when"
+        return "ambiguous" if error.requested_at else "ambiguous without requested_at"
     except HealthExApiError as error:
         return "a 2xx as an error" if 200 <= error.status_code < 300 else "an error of the service"

@@ -1,4 +1,4 @@
-"""Every row of the rules: how often the service was asked, and what came of it."""
+"""Every row of the rules: how often a call is tried, and which error it ends with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 from tenacity import wait_fixed
 
 from airflow_provider_healthex.client import ApiKey, HealthExClient, retries
-from airflow_provider_healthex.client.retries import Failure, repeated
+from airflow_provider_healthex.client.rate_limit import RateLimit
+from airflow_provider_healthex.client.retries import FailedTry, retried
 from airflow_provider_healthex.exceptions import (
     HealthExApiError,
     HealthExAuthenticationError,
@@ -76,11 +77,11 @@ def failure_of(call: Callable[[HealthExClient], Any], client: HealthExClient) ->
     return error.value
 
 
-# What every call repeats
+# Retried for every call
 
 
 @pytest.mark.parametrize("call", EVERY)
-def test_what_was_not_sent_is_tried_five_times(connect: Connect, call: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unsent_request_is_tried_five_times(connect: Connect, call: Any, caplog: pytest.LogCaptureFixture) -> None:
     error = failure_of(call, connect(base_url=f"http://127.0.0.1:{closed_port()}"))
     assert type(error) is HealthExConnectionError
     assert [record.args[2] for record in caplog.records if record.name == retries.__name__] == [1, 2, 3, 4]
@@ -97,7 +98,7 @@ def test_what_was_not_sent_is_tried_five_times(connect: Connect, call: Any, capl
         (status(503, Retry_After="Sun, 22 Nov 2020 17:40:05 GMT"), HealthExServerError),
     ],
 )
-def test_a_request_that_was_turned_away_is_tried_five_times(
+def test_a_throttled_request_is_tried_five_times(
     service: Service, client: HealthExClient, call: Any, reply: Reply, kind: type[HealthExError]
 ) -> None:
     service.answers(reply)
@@ -106,13 +107,13 @@ def test_a_request_that_was_turned_away_is_tried_five_times(
 
 
 @pytest.mark.parametrize("reply", [status(429), status(503, Retry_After="0")])
-def test_a_request_that_was_turned_away_once_succeeds(service: Service, client: HealthExClient, reply: Reply) -> None:
+def test_a_request_throttled_once_succeeds(service: Service, client: HealthExClient, reply: Reply) -> None:
     service.answers(reply, says(STARTED))
     assert update(client).retrieval_id == "r-1"
     assert len(service.received) == 2
 
 
-# What nobody repeats
+# Never retried
 
 
 @pytest.mark.parametrize("call", EVERY)
@@ -130,7 +131,7 @@ def test_a_request_that_was_turned_away_once_succeeds(service: Service, client: 
         (422, HealthExRequestError),
     ],
 )
-def test_a_refusal_is_final(
+def test_a_rejection_is_final(
     service: Service, client: HealthExClient, call: Any, code: int, kind: type[HealthExError]
 ) -> None:
     service.answers(status(code))
@@ -175,7 +176,7 @@ def test_a_refusal_is_final(
         (Reply(201, b"not gzip", {"Content-Encoding": "gzip"}), 201),
     ],
 )
-def test_an_update_of_unknown_outcome_is_asked_once(
+def test_an_ambiguous_update_is_requested_once(
     service: Service, client: HealthExClient, reply: Reply, code: int | None
 ) -> None:
     service.answers(reply)
@@ -190,7 +191,7 @@ def test_an_update_of_unknown_outcome_is_asked_once(
     assert len(service.received) == 1
 
 
-def test_an_update_without_an_answer_in_time_is_asked_once(service: Service, connect: Connect) -> None:
+def test_an_update_without_an_answer_in_time_is_requested_once(service: Service, connect: Connect) -> None:
     service.answers(service.stays_silent())
     error = failure_of(update, connect(read_timeout=0.1))
     assert type(error) is HealthExUpdateAmbiguousError
@@ -199,7 +200,7 @@ def test_an_update_without_an_answer_in_time_is_asked_once(service: Service, con
     assert len(service.received) == 1
 
 
-def test_an_update_whose_body_stalls_is_asked_once(service: Service, connect: Connect) -> None:
+def test_an_update_whose_body_stalls_is_requested_once(service: Service, connect: Connect) -> None:
     service.answers(raw(b"HTTP/1.1 201 Created\r\nContent-Length: 99\r\n\r\n{", pause=0.5))
     error = failure_of(update, connect(read_timeout=0.1))
     assert type(error) is HealthExUpdateAmbiguousError
@@ -323,7 +324,7 @@ def test_a_get_that_was_cut_off_is_left_to_the_caller(
 
 
 @pytest.mark.parametrize("header", ["1", pytest.param(None, id="date")])
-def test_the_service_says_how_long_to_wait(service: Service, client: HealthExClient, header: str | None) -> None:
+def test_a_retry_after_is_waited_for(service: Service, client: HealthExClient, header: str | None) -> None:
     service.answers(status(429, Retry_After=header or in_future(2)), says(STARTED))
     began = time.monotonic()
     update(client)
@@ -340,60 +341,67 @@ def test_a_wait_beyond_the_budget_is_not_begun(service: Service, client: HealthE
     assert len(service.received) == 1
 
 
-def test_the_budget_is_for_all_waits_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def waits_of(failed: FailedTry) -> list[float]:
+    """Let every try fail, and return the waits between them."""
     waits: list[float] = []
-    stop = SimpleNamespace(is_set=lambda: False, wait=lambda timeout: waits.append(timeout))
-    failure = Failure(HealthExConnectionError("x"), repeat=True, wait=120)
-    assert repeated(lambda: failure, stop, failure, lambda seconds: None) is failure  # type: ignore[arg-type]
-    assert waits == [120, 120]
+    cancelled: Any = SimpleNamespace(is_set=lambda: False, wait=lambda timeout: waits.append(timeout))
+
+    def send() -> Any:
+        raise failed
+
+    with pytest.raises(HealthExError) as error:
+        retried(send, subject="x", rate_limit=RateLimit(), cancelled=cancelled)
+    assert error.value is failed.error
+    return waits
 
 
-def test_without_a_word_of_the_service_waits_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_is_for_all_waits_together() -> None:
+    assert waits_of(FailedTry(HealthExConnectionError("x"), retry=True, wait=120)) == [120, 120]
+
+
+def test_without_a_retry_after_waits_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the real backoff
-    waits: list[float] = []
-    stop = SimpleNamespace(is_set=lambda: False, wait=lambda timeout: waits.append(timeout))
-    failure = Failure(HealthExConnectionError("x"), repeat=True)
-    repeated(lambda: failure, stop, failure, lambda seconds: None)  # type: ignore[arg-type]
+    waits = waits_of(FailedTry(HealthExConnectionError("x"), retry=True))
     assert [int(wait) for wait in waits] == [1, 2, 4, 8]
     assert waits != [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize("wait", ["60", None])
-def test_a_stop_ends_a_wait_with_the_last_error(
+def test_a_cancel_ends_a_wait_with_the_last_error(
     service: Service, client: HealthExClient, monkeypatch: pytest.MonkeyPatch, wait: str | None
 ) -> None:
     monkeypatch.setattr(retries, "BACKOFF", wait_fixed(60))
     service.answers(status(429, **({"Retry_After": wait} if wait else {})))
-    threading.Timer(0.1, client.stop.set).start()
+    threading.Timer(0.1, client.cancelled.set).start()
     began = time.monotonic()
     assert type(failure_of(update, client)) is HealthExRateLimitError
     assert time.monotonic() - began < 20
     assert len(service.received) == 1
 
 
-def test_a_stop_ends_waiting_for_a_turn_with_the_last_error(service: Service, connect: Connect) -> None:
+def test_a_cancel_ends_waiting_for_the_rate_limit_with_the_last_error(service: Service, connect: Connect) -> None:
     client = connect(requests_per_second=0.01)
     service.answers(status(429))
-    threading.Timer(0.1, client.stop.set).start()
+    threading.Timer(0.1, client.cancelled.set).start()
     assert type(failure_of(update, client)) is HealthExRateLimitError
     assert len(service.received) == 1
 
 
 @pytest.mark.parametrize("call", EVERY)
-def test_after_a_stop_nothing_is_sent(service: Service, connect: Connect, api_key: ApiKey, call: Any) -> None:
+def test_after_a_cancel_nothing_is_sent(service: Service, connect: Connect, api_key: ApiKey, call: Any) -> None:
     for client in (connect(), connect(credentials=api_key)):
-        client.stop.set()
+        client.cancelled.set()
         error = failure_of(call, client)
         assert type(error) is HealthExConnectionError
         assert "not sent: it was cancelled" in str(error)
     assert service.connections == 0
 
 
-def test_a_stop_does_not_lose_an_answer_that_is_on_its_way(service: Service, connect: Connect) -> None:
+def test_a_cancel_keeps_the_answer_to_a_request_in_flight(service: Service, connect: Connect) -> None:
     client = connect(read_timeout=2)
 
     def late(handler: Any) -> None:
-        client.stop.set()
+        client.cancelled.set()
         body = says(STARTED).body
         handler.wfile.write(b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
@@ -401,26 +409,26 @@ def test_a_stop_does_not_lose_an_answer_that_is_on_its_way(service: Service, con
     assert update(client).retrieval_id == "r-1"
 
 
-def test_a_limit_counts_every_request_that_goes_out(service: Service, connect: Connect, api_key: ApiKey) -> None:
-    service.mints(says({"token": "first"}), says({"token": "second"}))
+def test_the_rate_limit_counts_every_request(service: Service, connect: Connect, api_key: ApiKey) -> None:
+    service.answers_token_requests(says({"token": "first"}), says({"token": "second"}))
     service.answers(status(401), status(429), says(STARTED))
     began = time.monotonic()
     update(connect(credentials=api_key, requests_per_second=20))
-    assert len(service.minted) + len(service.received) == 5
+    assert len(service.token_requests) + len(service.received) == 5
     assert 0.19 <= time.monotonic() - began < 10
 
 
-def test_a_limit_is_shared_by_the_clients_of_one_credential(
+def test_the_rate_limit_is_shared_by_the_clients_of_one_credential(
     service: Service, connect: Connect, api_key: ApiKey
 ) -> None:
-    service.mints(says({"token": "opaque"}))
+    service.answers_token_requests(says({"token": "opaque"}))
     began = time.monotonic()
     for _ in range(3):
         update(connect(credentials=api_key, requests_per_second=20))
     assert time.monotonic() - began >= 0.14
 
 
-def test_a_repeated_try_is_logged_with_reason_and_wait(
+def test_a_retry_is_logged_with_reason_and_wait(
     service: Service, client: HealthExClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.answers(status(429, "slow down", Retry_After="0"), says(STARTED))

@@ -15,13 +15,13 @@ from airflow_provider_healthex.exceptions import HealthExError
 from .loopback import PATIENT, PROJECT, SECRET, Reply, Service, make_jwt, raw, says, status
 
 Connect = Callable[..., HealthExClient]
-STORED, OPAQUE, MINTED = make_jwt(jti="stored"), "opaque-0123456789", make_jwt(jti="minted")
+STORED, OPAQUE, REQUESTED = make_jwt(jti="stored"), "opaque-0123456789", make_jwt(jti="requested")
 LINK, NAME, EMAIL = "https://app.healthex.io/l/abc?sig=s1gn3d", "Annabel", "ann@example.com"
 
 #: Each secret and the parts of it that would be enough; an opaque one is known only to the client that has it.
-HIDDEN = (STORED, MINTED, STORED.split(".")[2], MINTED.split(".")[2], "s1gn3d", EMAIL)
-ECHO = f"{STORED} token={{own}} Bearer {MINTED} {LINK} {EMAIL}"
-RECORD = f'{{{{"patient": {{{{"firstName": "{NAME}"}}}}, "token": "{{own}} {MINTED}"}}}}'
+HIDDEN = (STORED, REQUESTED, STORED.split(".")[2], REQUESTED.split(".")[2], "s1gn3d", EMAIL)
+ECHO = f"{STORED} token={{own}} Bearer {REQUESTED} {LINK} {EMAIL}"
+RECORD = f'{{{{"patient": {{{{"firstName": "{NAME}"}}}}, "token": "{{own}} {REQUESTED}"}}}}'
 
 CALLS: list[Callable[[HealthExClient], Any]] = [
     lambda client: client.update_patient(PROJECT, PATIENT),
@@ -52,7 +52,7 @@ REPLIES: list[Callable[[str, str], Reply]] = [
 
 @pytest.mark.parametrize("reply", REPLIES)
 @pytest.mark.parametrize(
-    ("credentials", "own", "mints"),
+    ("credentials", "own", "gets_token"),
     [
         (StoredToken(STORED), STORED, True),
         (StoredToken(OPAQUE), OPAQUE, True),
@@ -67,12 +67,12 @@ def test_nothing_secret_is_shown(
     reply: Callable[[str, str], Reply],
     credentials: Any,
     own: str,
-    mints: bool,
+    gets_token: bool,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     answer = reply(ECHO.format(own=own), RECORD.format(own=own))
     service.answers(answer)
-    service.mints(says({"token": MINTED}) if mints else answer)
+    service.answers_token_requests(says({"token": REQUESTED}) if gets_token else answer)
     client = connect(credentials=credentials)
     shown = [repr(client), str(client), repr(client._settings)]
     for call in CALLS:

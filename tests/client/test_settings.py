@@ -33,14 +33,14 @@ def test_a_base_url_is_kept_without_its_trailing_slash(url: str) -> None:
         None,
     ],
 )
-def test_what_is_no_base_url_is_refused_without_being_repeated(url: Any) -> None:
+def test_an_unusable_base_url_is_rejected_without_being_shown(url: Any) -> None:
     with pytest.raises(HealthExConfigurationError, match=r"must look like https://api\.healthex\.io") as error:
         ClientSettings(url, TOKEN)
     assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize("token", ["", "  ", None, "two words", "line\nbreak", "über"])
-def test_a_token_that_cannot_be_sent_is_refused_without_being_repeated(token: Any) -> None:
+def test_a_token_that_cannot_be_sent_is_rejected_without_being_shown(token: Any) -> None:
     with pytest.raises(HealthExConfigurationError, match="token") as error:
         StoredToken(token)
     assert "words" not in str(error.value)
@@ -62,6 +62,27 @@ def test_an_api_key_needs_both_parts(key: Any, secret: Any) -> None:
 def test_a_number_must_be_one_above_zero(name: str, value: Any) -> None:
     with pytest.raises(HealthExConfigurationError, match=name):
         ClientSettings(URL, TOKEN, **{name: value})
+
+
+@pytest.mark.parametrize("value", [1, "", "soon"])
+def test_verify_must_be_a_boolean_or_a_file(value: Any) -> None:
+    with pytest.raises(HealthExConfigurationError, match="verify must be true, false or the path"):
+        ClientSettings(URL, TOKEN, verify=value)
+
+
+def test_verify_false_is_for_loopback_hosts_only() -> None:
+    assert ClientSettings("https://127.0.0.1:1", TOKEN, verify=False).verify is False
+    with pytest.raises(HealthExConfigurationError, match="loopback"):
+        ClientSettings(URL, TOKEN, verify=False)
+
+
+def test_http_is_for_loopback_hosts_or_where_it_is_allowed(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(HealthExConfigurationError, match=r"unencrypted to 'http://api\.example\.org'"):
+        ClientSettings("http://api.example.org", TOKEN)
+    ClientSettings("http://127.0.0.1:8080", TOKEN)
+    assert caplog.text == ""
+    ClientSettings("http://api.example.org", TOKEN, allow_http=True)
+    assert "unencrypted" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["", 7])

@@ -11,7 +11,7 @@ import jwt
 import pytest
 
 from airflow_provider_healthex.client import ApiKey, HealthExClient, StoredToken
-from airflow_provider_healthex.client.token import check, claims, minted, organization
+from airflow_provider_healthex.client.token import check, claims, organization, requested_token
 from airflow_provider_healthex.exceptions import (
     HealthExApiError,
     HealthExAuthenticationError,
@@ -39,20 +39,20 @@ def test_a_token_that_is_no_jwt_has_no_claims(token: str) -> None:
     check(token, NOW)
 
 
-@pytest.mark.parametrize(("late", "refused"), [(-1, False), (59, False), (61, True)])
-def test_expiry_is_checked_with_leeway(late: int, refused: bool) -> None:
+@pytest.mark.parametrize(("late", "rejected"), [(-1, False), (59, False), (61, True)])
+def test_expiry_is_checked_with_leeway(late: int, rejected: bool) -> None:
     token = token_until(NOW.timestamp() - late)
-    if not refused:
+    if not rejected:
         check(token, NOW)
         return
     with pytest.raises(HealthExTokenError, match=r"expired at 2026-11-22T17:39:04\+00:00"):
         check(token, NOW)
 
 
-@pytest.mark.parametrize(("early", "refused"), [(59, False), (61, True)])
-def test_the_beginning_is_checked_with_leeway(early: int, refused: bool) -> None:
+@pytest.mark.parametrize(("early", "rejected"), [(59, False), (61, True)])
+def test_the_beginning_is_checked_with_leeway(early: int, rejected: bool) -> None:
     token = token_until(NOW.timestamp() + 3600, nbf=int(NOW.timestamp() + early))
-    if not refused:
+    if not rejected:
         check(token, NOW)
         return
     with pytest.raises(HealthExTokenError, match=r"not valid before 2026-11-22T17:41:06\+00:00"):
@@ -70,7 +70,7 @@ def test_the_organization_is_made_harmless() -> None:
     assert organization(make_jwt(organizationId=None)) is None
 
 
-def test_an_expired_stored_token_is_refused_before_anything_is_sent(service: Service, connect: Connect) -> None:
+def test_an_expired_stored_token_is_rejected_before_anything_is_sent(service: Service, connect: Connect) -> None:
     client = connect(credentials=StoredToken(make_jwt(-3600)))
     for call in (client.check_token, lambda: client.update_patient(PROJECT, PATIENT), client.capability_statement):
         with pytest.raises(HealthExTokenError, match="expired at"):
@@ -85,7 +85,7 @@ def test_a_stored_token_is_sent_as_it_is(service: Service, connect: Connect) -> 
     assert [each.headers["Authorization"] for each in service.received] == ["Bearer opaque-token"]
 
 
-def test_a_refused_stored_token_is_not_tried_again(service: Service, client: HealthExClient) -> None:
+def test_a_rejected_stored_token_is_not_tried_again(service: Service, client: HealthExClient) -> None:
     service.answers(status(401, "Unauthorized"))
     with pytest.raises(HealthExAuthenticationError):
         client.update_patient(PROJECT, PATIENT)
@@ -103,8 +103,8 @@ def test_a_refused_stored_token_is_not_tried_again(service: Service, client: Hea
         ({"token": "t"}, NOW + timedelta(hours=24)),
     ],
 )
-def test_a_minted_token_ends_when_the_answer_or_its_claim_says(answer: Any, expires: datetime) -> None:
-    got = minted(answer, NOW)
+def test_a_requested_token_expires_when_the_answer_or_its_claim_says(answer: Any, expires: datetime) -> None:
+    got = requested_token(answer, NOW)
     assert got is not None
     assert got.expires_at == expires
     assert "token" not in repr(got)
@@ -112,105 +112,109 @@ def test_a_minted_token_ends_when_the_answer_or_its_claim_says(answer: Any, expi
 
 @pytest.mark.parametrize("answer", [None, [], {}, {"token": ""}, {"token": 7}, {"token": "a b"}, {"token": "a\nb"}])
 def test_an_answer_without_a_usable_token_is_none(answer: Any) -> None:
-    assert minted(answer, NOW) is None
+    assert requested_token(answer, NOW) is None
 
 
 @pytest.mark.parametrize("code", [200, 201])
-def test_a_token_is_minted_once_for_all_clients_of_the_process(
+def test_a_token_is_requested_once_for_all_clients_of_the_process(
     service: Service, connect: Connect, api_key: ApiKey, code: int
 ) -> None:
     token = make_jwt()
-    service.mints(says({"token": token, "expiration": time.time() + 3600}, code))
+    service.answers_token_requests(says({"token": token, "expiration": time.time() + 3600}, code))
     first, second = connect(credentials=api_key), connect(credentials=ApiKey("key-1", SECRET))
     first.update_patient(PROJECT, PATIENT)
     second.check_token()
     second.update_patient(PROJECT, PATIENT)
     assert second.organization_id == "org-7"
-    assert [each.json for each in service.minted] == [{"apiKey": "key-1", "apiSecret": SECRET}]
-    assert service.minted[0].headers["Authorization"] is None
+    assert [each.json for each in service.token_requests] == [{"apiKey": "key-1", "apiSecret": SECRET}]
+    assert service.token_requests[0].headers["Authorization"] is None
     assert {each.headers["Authorization"] for each in service.received} == {f"Bearer {token}"}
 
 
-def test_another_secret_mints_another_token(service: Service, connect: Connect, api_key: ApiKey) -> None:
-    service.mints(says({"token": make_jwt()}))
+def test_another_secret_requests_another_token(service: Service, connect: Connect, api_key: ApiKey) -> None:
+    service.answers_token_requests(says({"token": make_jwt()}))
     connect(credentials=api_key).check_token()
     connect(credentials=ApiKey("key-1", "another")).check_token()
-    assert len(service.minted) == 2
+    assert len(service.token_requests) == 2
 
 
-def test_many_threads_mint_once(service: Service, connect: Connect, api_key: ApiKey) -> None:
-    service.mints(says({"token": make_jwt()}))
+def test_many_threads_request_one_token(service: Service, connect: Connect, api_key: ApiKey) -> None:
+    service.answers_token_requests(says({"token": make_jwt()}))
     client = connect(credentials=api_key)
     with ThreadPoolExecutor(16) as threads:
         updates = list(threads.map(lambda number: client.update_patient(PROJECT, f"p-{number}"), range(32)))
-    assert len(service.minted) == 1
+    assert len(service.token_requests) == 1
     assert sorted(update.patient_id for update in updates) == sorted(f"p-{number}" for number in range(32))
 
 
-def test_threads_that_waited_for_a_mint_share_its_refusal(service: Service, connect: Connect, api_key: ApiKey) -> None:
+def test_threads_that_waited_for_a_token_share_its_rejection(
+    service: Service, connect: Connect, api_key: ApiKey
+) -> None:
     together = threading.Barrier(8)
 
-    def refuse(handler: Any) -> None:
+    def reject(handler: Any) -> None:
         time.sleep(0.2)  # until all wait for it
         handler.wfile.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
 
-    service.mints(Reply(act=refuse))
+    service.answers_token_requests(Reply(act=reject))
     client = connect(credentials=api_key, read_timeout=2)
 
-    def mint(_: int) -> None:
+    def check_token(_: int) -> None:
         together.wait()
         with pytest.raises(HealthExTokenError):
             client.check_token()
 
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(mint, range(8)))
-    assert len(service.minted) == 1
+        list(threads.map(check_token, range(8)))
+    assert len(service.token_requests) == 1
     assert service.received == []
 
 
 def test_a_token_about_to_expire_is_replaced(service: Service, connect: Connect, api_key: ApiKey) -> None:
-    service.mints(says({"token": make_jwt(119)}), says({"token": make_jwt(130)}))
+    service.answers_token_requests(says({"token": make_jwt(119)}), says({"token": make_jwt(130)}))
     client = connect(credentials=api_key)
     for _ in range(3):
         client.update_patient(PROJECT, PATIENT)
-    assert len(service.minted) == 2
+    assert len(service.token_requests) == 2
 
 
-def test_a_refused_minted_token_is_replaced_once(service: Service, connect: Connect, api_key: ApiKey) -> None:
+def test_a_rejected_requested_token_is_replaced_once(service: Service, connect: Connect, api_key: ApiKey) -> None:
     old, new = make_jwt(jti="old"), make_jwt(jti="new")
-    service.mints(says({"token": old}), says({"token": new}))
+    service.answers_token_requests(says({"token": old}), says({"token": new}))
     service.answers(status(401), says(STARTED))
     client = connect(credentials=api_key)
     client.update_patient(PROJECT, PATIENT)
     assert [each.headers["Authorization"] for each in service.received] == [f"Bearer {old}", f"Bearer {new}"]
-    assert len(service.minted) == 2
+    assert len(service.token_requests) == 2
 
 
-def test_a_minted_token_is_not_replaced_twice(service: Service, connect: Connect, api_key: ApiKey) -> None:
-    service.mints(says({"token": make_jwt()}))
+def test_a_requested_token_is_not_replaced_twice(service: Service, connect: Connect, api_key: ApiKey) -> None:
+    service.answers_token_requests(says({"token": make_jwt()}))
     service.answers(status(401))
     with pytest.raises(HealthExAuthenticationError, match="API key"):
         connect(credentials=api_key).update_patient(PROJECT, PATIENT)
-    assert (len(service.minted), len(service.received)) == (2, 2)
+    assert (len(service.token_requests), len(service.received)) == (2, 2)
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 422])
-def test_a_refused_mint_is_a_token_error(service: Service, connect: Connect, api_key: ApiKey, code: int) -> None:
-    service.mints(says({"message": f"{SECRET} is wrong"}, code))
+def test_a_rejected_token_request_is_a_token_error(
+    service: Service, connect: Connect, api_key: ApiKey, code: int
+) -> None:
+    service.answers_token_requests(says({"message": f"{SECRET} is wrong"}, code))
     with pytest.raises(HealthExTokenError, match=rf"^Token request [a-z ]+ \(HTTP {code}\)") as error:
         connect(credentials=api_key).check_token()
     assert SECRET not in str(error.value)
-    assert len(service.minted) == 1
+    assert len(service.token_requests) == 1
 
 
 @pytest.mark.parametrize("reply", [says({}), says([]), status(201, "hello"), says({"token": "a b"})])
 def test_an_answer_without_a_token_is_a_token_error(
     service: Service, connect: Connect, api_key: ApiKey, reply: Reply
 ) -> None:
-    service.mints(reply)
+    service.answers_token_requests(reply)
     with pytest.raises(HealthExTokenError, match="has no token"):
         connect(credentials=api_key).check_token()
-    assert len(service.minted) == 1
+    assert len(service.token_requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -225,16 +229,16 @@ def test_an_answer_without_a_token_is_a_token_error(
         (raw(b"HTTP/1.1 201 Created\r\nContent-Length: 99\r\n\r\n{"), HealthExConnectionError, 1),
     ],
 )
-def test_minting_is_repeated_like_a_get(
+def test_a_token_request_is_retried_like_a_get(
     service: Service, connect: Connect, api_key: ApiKey, reply: Reply, error: type[Exception], asked: int
 ) -> None:
-    service.mints(reply)
+    service.answers_token_requests(reply)
     with pytest.raises(error):
         connect(credentials=api_key).update_patient(PROJECT, PATIENT)
-    assert (len(service.minted), len(service.received)) == (asked, 0)
+    assert (len(service.token_requests), len(service.received)) == (asked, 0)
 
 
-def test_minting_is_repeated_after_silence(service: Service, connect: Connect, api_key: ApiKey) -> None:
-    service.mints(service.stays_silent(), says({"token": make_jwt()}))
+def test_a_token_request_is_retried_after_silence(service: Service, connect: Connect, api_key: ApiKey) -> None:
+    service.answers_token_requests(service.stays_silent(), says({"token": make_jwt()}))
     connect(credentials=api_key, read_timeout=0.1).update_patient(PROJECT, PATIENT)
-    assert (len(service.minted), len(service.received)) == (2, 1)
+    assert (len(service.token_requests), len(service.received)) == (2, 1)

@@ -56,10 +56,10 @@ def test_netrc_does_not_replace_the_token(
     netrc.write_text("machine 127.0.0.1 login me password hunter2\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
-    service.mints(says({"token": "minted-token"}))
+    service.answers_token_requests(says({"token": "requested-token"}))
     connect(credentials=api_key).update_patient(PROJECT, PATIENT)
-    assert service.minted[0].headers["Authorization"] is None
-    assert service.received[0].headers["Authorization"] == "Bearer minted-token"
+    assert service.token_requests[0].headers["Authorization"] is None
+    assert service.received[0].headers["Authorization"] == "Bearer requested-token"
 
 
 def test_cookies_are_not_kept(service: Service, client: HealthExClient) -> None:
@@ -207,7 +207,7 @@ def test_a_tls_handshake_without_an_answer_never_reached_the_service(connect: Co
             client.update_patient(PROJECT, PATIENT)
 
 
-def test_a_proxy_that_refuses_never_reached_the_service(
+def test_a_tunnel_that_the_proxy_refused_never_reached_the_service(
     connect: Connect, slammed: tuple[int, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, accepted = slammed
@@ -224,14 +224,14 @@ def test_a_proxy_that_is_not_there_never_reached_the_service(
 ) -> None:
     monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(HealthExConnectionError, match="not sent: connection refused"):
-        connect(base_url=f"{scheme}://healthex.invalid").update_patient(PROJECT, PATIENT)
+        connect(base_url=f"{scheme}://healthex.invalid", allow_http=True).update_patient(PROJECT, PATIENT)
 
 
 def test_a_proxy_of_the_environment_is_used(
     service: Service, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", service.url)
-    connect(base_url="http://healthex.invalid").update_patient(PROJECT, PATIENT)
+    connect(base_url="http://healthex.invalid", allow_http=True).update_patient(PROJECT, PATIENT)
     assert service.received[0].target.startswith("http://healthex.invalid/v1/projects/")
     assert service.received[0].target.endswith("/$updateData")
 

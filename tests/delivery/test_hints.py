@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 import pytest
-from delivery.s3_lists import MemoryS3
+from delivery.stores import MemoryS3, run
 
 from airflow_provider_healthex.delivery import expand
-from airflow_provider_healthex.delivery.hints import bucket_hint, tree_hint
-from airflow_provider_healthex.delivery.tree import Entry, Folder, Sort
+from airflow_provider_healthex.delivery.hints import s3_hint, sftp_hint
+from airflow_provider_healthex.delivery.plan import alone
+from airflow_provider_healthex.delivery.sftp_listing import Entry, EntryType, ListFolder
 
 NOW = datetime(2026, 11, 22, 17, 41, 5, tzinfo=timezone.utc)
 VALUES = {"healthexPatientId": "patient-1", "projectId": "p"}
@@ -18,7 +19,7 @@ VALUES = {"healthexPatientId": "patient-1", "projectId": "p"}
 def hint(path: str, *keys: str, wildcard: bool = False) -> tuple[str | None, int]:
     """Return the hint, and how many requests it took."""
     s3 = MemoryS3(dict.fromkeys(keys, NOW), NOW)
-    return s3.drive(bucket_hint(expand(path, VALUES, wildcard=wildcard), "x")), len(s3.requests)
+    return s3.run(alone(s3_hint(expand(path, VALUES, wildcard=wildcard), "x"))), len(s3.requests)
 
 
 @pytest.mark.parametrize(
@@ -72,20 +73,19 @@ def test_where_others_have_deliveries_nothing_is_wrong(path, keys, wildcard):
 
 
 def drive(path: str, **entries: list[Entry]) -> str | None:
-    steps = tree_hint(expand(path, VALUES))
+    steps = sftp_hint(expand(path, VALUES))
     assert steps is not None
-    try:
-        request = next(steps)
-        while True:
-            found = entries.get(request.path.rstrip("/").replace("/", "_"))
-            as_folder = Entry(request.path, Sort.FOLDER) if found is not None else None
-            request = steps.send(found if isinstance(request, Folder) else as_folder)
-    except StopIteration as end:
-        return end.value
+
+    def answer(request):
+        found = entries.get(request.path.rstrip("/").replace("/", "_"))
+        as_folder = Entry(request.path, EntryType.FOLDER) if found is not None else None
+        return found if isinstance(request, ListFolder) else as_folder
+
+    return run(alone(steps), answer)
 
 
 def test_on_sftp_a_folder_that_was_taken_for_a_file_is_named():
-    files = [Entry("a", Sort.FILE), Entry("b", Sort.FILE), Entry("c", Sort.FOLDER)]
+    files = [Entry("a", EntryType.FILE), Entry("b", EntryType.FILE), Entry("c", EntryType.FOLDER)]
     assert drive("d/{healthexPatientId}", **{"d_patient-1": files}) == (
         "'d/{healthexPatientId}' is a folder with 2 files: end the path with '/'"
     )
@@ -94,4 +94,4 @@ def test_on_sftp_a_folder_that_was_taken_for_a_file_is_named():
 
 
 def test_on_sftp_a_folder_takes_no_request():
-    assert tree_hint(expand("d/{healthexPatientId}/", VALUES)) is None
+    assert sftp_hint(expand("d/{healthexPatientId}/", VALUES)) is None

@@ -5,20 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from delivery.s3_lists import MemoryS3
+from delivery.stores import MemoryS3, MemorySftp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_healthex.delivery import (
-    Arrived,
-    CohortExpectation,
-    CohortWait,
-    Expectation,
-    Member,
-    expand,
-    parse_key,
-)
-from airflow_provider_healthex.delivery.listing import IncompleteListing, UnusableListing, look
+from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient, expand, parse_key
+from airflow_provider_healthex.delivery.s3_listing import IncompleteListing, S3Listing, UnusableListing
 
 REQUESTED = datetime(2026, 11, 22, 17, 40, 5, tzinfo=timezone.utc)
 NOW = REQUESTED + timedelta(hours=1)
@@ -57,21 +49,81 @@ def arrives(objects: dict[str, Any], patient: str, rule: dict[str, Any]) -> int 
     return len(data) if settled else None
 
 
+def waiting_for(*patients: str, **rule: Any) -> Expectation:
+    return Expectation(
+        (PATH,), {"projectId": "p"}, tuple(Patient(one, REQUESTED) for one in patients), ArrivalRule(**rule)
+    )
+
+
 @given(buckets, rules, st.integers(1, 5))
 def test_a_patient_arrives_by_the_rule_whatever_the_pages(objects, rule, page):
-    target = expand(PATH, {"projectId": "p", "healthexPatientId": "a"})
-    verdict = MemoryS3(objects, NOW, page).drive(look(Expectation((target,), REQUESTED, **rule)))
-    assert (len(verdict.objects) if isinstance(verdict, Arrived) else None) == arrives(objects, "a", rule)
+    wait = ArrivalWait(waiting_for("a", **rule), S3Listing)
+    found = MemoryS3(objects, NOW, page).poke(wait)
+    assert (None if found.waiting else len(found.objects[0])) == arrives(objects, "a", rule)
+    assert (wait.arrived[0].object_count if wait.arrived else None) == arrives(objects, "a", rule)
 
 
 @given(buckets, rules, st.integers(1, 5), st.permutations(["a", "b", "ab"]))
 def test_each_patient_of_a_cohort_arrives_as_one_alone_would(objects, rule, page, patients):
-    members = tuple(Member(patient, 0) for patient in patients)
-    wait = CohortWait(CohortExpectation(PATH, {"projectId": "p"}, REQUESTED, members, **rule))
-    MemoryS3(objects, NOW, page).drive(wait.look())
-    found = {patients[index]: settled.object_count for index, settled in wait.settled.items()}
+    wait = ArrivalWait(waiting_for(*patients, **rule), S3Listing)
+    MemoryS3(objects, NOW, page).poke(wait)
+    found = {patients[index]: arrival.object_count for index, arrival in wait.arrived.items()}
     expected = {patient: arrives(objects, patient, rule) for patient in patients}
     assert found == {patient: count for patient, count in expected.items() if count is not None}
+
+
+off = st.sampled_from([-5 * 3600, -600, 0, 600, 9 * 3600])
+#: Of one patient's files: which, and how many seconds after the poke before they are written.
+writes = st.lists(st.tuples(st.sampled_from(["1", "2", "x/1", "a.part"]), st.integers(0, 400)), max_size=8)
+
+
+@given(off, buckets, writes, writes, st.sampled_from([0, 300]))
+def test_on_sftp_nobody_arrives_early_or_by_another_patients_files(off, before, of_a, of_b, quiet_period):
+    """Whatever the server's clock says, as long as it goes on: by what really happened, and when."""
+    files = MemorySftp(off, NOW.timestamp(), folders=("d", "d/p"))
+    requested_at = datetime.fromtimestamp(files.now, timezone.utc)
+    written: dict[str, float] = {}
+    for key in before:
+        if not key.endswith("/"):
+            files.write(key, ago=3 * 86_400)
+    patients = tuple(Patient(one, requested_at) for one in ("a", "b"))
+    rule = ArrivalRule(quiet_period=quiet_period, clock_skew=60)
+    wait = ArrivalWait(Expectation((PATH,), {"projectId": "p"}, patients, rule), files.listing)
+    files.pass_time(1)
+    files.poke(wait)
+    for number in range(max(len(of_a), len(of_b))):
+        for patient, some in (("a", of_a), ("b", of_b)):
+            if number < len(some):
+                name, seconds = some[number]
+                files.pass_time(seconds)
+                files.write(f"d/p/{patient}/{name}", size=number)
+                written[f"d/p/{patient}/{name}"] = files.now
+        known = set(wait.arrived)
+        files.poke(wait)
+        for index in set(wait.arrived) - known:
+            own = {key: then for key, then in written.items() if key.startswith(f"d/p/{'ab'[index]}/")}
+            assert any(not key.endswith(".part") for key in own), "no file was written since the request"
+            assert files.now - max(own.values()) >= quiet_period, "it has not settled"
+
+
+@given(off, st.integers(0, 2), st.integers(1, 3))
+def test_on_sftp_everybody_arrives_in_the_end(off, old, new):
+    files = MemorySftp(off, NOW.timestamp(), folders=("d", "d/p"))
+    requested_at = datetime.fromtimestamp(files.now, timezone.utc)
+    for number in range(old):
+        files.write(f"d/p/a/{number}", ago=3 * 86_400)
+    patients = tuple(Patient(one, requested_at) for one in ("a", "b"))
+    rule = ArrivalRule(quiet_period=300, clock_skew=60, min_objects=new)
+    wait = ArrivalWait(Expectation((PATH,), {"projectId": "p"}, patients, rule), files.listing)
+    files.pass_time(1)
+    files.poke(wait)
+    for number in range(new):
+        files.pass_time(60)
+        files.write(f"d/p/a/{number}")
+        files.write(f"d/p/b/{number}")
+    files.poke(wait)
+    files.pass_time(300)
+    assert files.poke(wait).waiting is None
 
 
 @given(ids, ids, st.sampled_from(["", "1.json", "x/2.json"]))
@@ -102,12 +154,11 @@ pages = st.fixed_dictionaries(
 
 @given(st.lists(pages, min_size=1, max_size=6))
 def test_any_pages_end_in_a_verdict_or_a_typed_error(answers):
-    target = expand(PATH, {"projectId": "p", "healthexPatientId": "a"})
-    steps = look(Expectation((target,), REQUESTED))
-    next(steps)
+    plan = ArrivalWait(waiting_for("a"), S3Listing).poke()
+    next(plan)
     try:
         for answer in answers:
-            steps.send(answer)
+            plan.send([answer])
     except (StopIteration, IncompleteListing, UnusableListing):
         return
     assert all(answer.get("IsTruncated", answer.get("NextContinuationToken")) for answer in answers)

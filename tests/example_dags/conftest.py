@@ -1,4 +1,4 @@
-"""A sandbox that delivers soon, for examples that take long."""
+"""A sandbox with a short delay, shared by the tests of the examples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def quick() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def sandbox(quick: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    """It, as new, and Airflow's connections to it."""
+    """The sandbox, reset, and Airflow's connections to it."""
     quick.reset()
     for name, value in quick.airflow_environment().items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""What holds for every example DAG: copied and unpaused, it requests, bills and mails nothing that nobody started."""
+"""Every example DAG: copied and unpaused, it starts no run, and so no billed request and no mail, by itself."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ EXAMPLES = sorted(file.stem for file in (Path(__file__).parents[2] / "example_da
 
 #: Started by deliveries rather than by a clock; it requests nothing.
 EVENT_DRIVEN = ("on_delivery",)
-#: Each run is for a patient of its own.
-A_RUN_A_PATIENT = ("reconsent_patient", "reconsent_with_approval")
+#: Each run is for one patient.
+ONE_PATIENT_A_RUN = ("reconsent_patient", "reconsent_with_approval")
 
 
 def example_dag(name: str) -> DAG:
-    """Return the DAG of an example, which has the file's name."""
+    """Return the DAG of an example; it has the file's name."""
     found = load_dags(f"example_dags/{name}.py")
     if not hasattr(found, name):
         pytest.skip(f"{name} needs a newer Airflow")
@@ -38,6 +38,6 @@ def test_an_example_does_not_catch_up(name):
     assert not example_dag(name).catchup
 
 
-@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in (*EVENT_DRIVEN, *A_RUN_A_PATIENT)])
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in (*EVENT_DRIVEN, *ONE_PATIENT_A_RUN)])
 def test_an_example_has_one_run_at_a_time(name):
     assert example_dag(name).max_active_runs == 1

@@ -1,4 +1,4 @@
-"""The event-driven example; on an Airflow with a triggerer it runs in the end-to-end tests."""
+"""The event-driven example; the end-to-end tests run it on an Airflow with a triggerer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_without_watchers_the_file_has_no_dag(example):
 
 
 @pytest.mark.skipif(not HAS_WATCHERS, reason="Airflow 2 has no AssetWatcher")
-def test_the_watcher_looks_where_healthex_delivers(example):
+def test_the_watcher_polls_the_bucket_of_the_settings(example):
     (watcher,) = example.deliveries.watchers
     arguments = watcher.trigger["kwargs"] if isinstance(watcher.trigger, dict) else watcher.trigger.serialize()[1]
     assert arguments["bucket_name"] == "bucket-of-the-test"
@@ -32,15 +32,15 @@ def test_the_watcher_looks_where_healthex_delivers(example):
 
 
 @pytest.mark.skipif(not HAS_WATCHERS, reason="Airflow 2 has no AssetWatcher")
-def test_a_patient_of_several_events_is_worked_on_once(example, capsys):
+def test_a_patient_of_several_events_is_processed_once(example, capsys):
     process = example.on_delivery().get_task("process").python_callable
     assert process(triggering_asset_events={"asset": [event(("b", 1), ("a", 1)), event(("b", 3))]}) == ["a", "b"]
     assert "Delivered: b, 3 object(s)" in capsys.readouterr().out
 
 
 def event(*deliveries):
-    told = [
+    payload = [
         {"project_id": "project", "patient_id": patient_id, "object_count": count, "last_modified": "2026-11-22T00:00"}
         for patient_id, count in deliveries
     ]
-    return SimpleNamespace(extra={"payload": {"deliveries": told}})
+    return SimpleNamespace(extra={"payload": {"deliveries": payload}})

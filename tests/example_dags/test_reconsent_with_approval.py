@@ -1,4 +1,4 @@
-"""The example in which a person is asked; the asking itself runs in the end-to-end tests."""
+"""The example with a question to a person; the end-to-end tests answer it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.sandbox import patients
 
 HAS_APPROVAL = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 1)
-needs_approval = pytest.mark.skipif(not HAS_APPROVAL, reason="below Airflow 3.1 nobody can be asked")
+needs_approval = pytest.mark.skipif(not HAS_APPROVAL, reason="Airflow below 3.1 has no questions to people")
 
 
 @pytest.fixture
@@ -21,13 +21,13 @@ def example(monkeypatch):
     return load_dags("example_dags/reconsent_with_approval.py")
 
 
-@pytest.mark.skipif(HAS_APPROVAL, reason="Airflow can ask people")
-def test_where_airflow_cannot_ask_people_the_file_has_no_dag(example):
+@pytest.mark.skipif(HAS_APPROVAL, reason="Airflow has questions to people")
+def test_below_airflow_3_1_the_file_has_no_dag(example):
     assert not hasattr(example, "reconsent_with_approval")
 
 
 @needs_approval
-def test_the_question_holds_nothing_of_the_patient_and_silence_gives_up(example):
+def test_the_question_has_nothing_of_the_patient_and_no_answer_means_give_up(example):
     question = example.reconsent_with_approval().get_task("confirm")
     assert "{{" not in question.subject + question.body
     assert question.serialized_params == {}
@@ -37,7 +37,7 @@ def test_the_question_holds_nothing_of_the_patient_and_silence_gives_up(example)
 
 @needs_approval
 @pytest.mark.usefixtures("airflow_database")
-def test_who_need_not_act_is_waited_for_and_nobody_is_asked(example, healthex_sandbox):
+def test_a_patient_in_progress_is_waited_for_without_a_question(example, healthex_sandbox):
     run = run_dag(example.reconsent_with_approval(), healthex_sandbox, patient_id=patients.IN_PROGRESS)
     assert run.state == "success"
     states = {ti.task_id: ti.state for ti in run.get_task_instances()}
@@ -48,7 +48,7 @@ def test_who_need_not_act_is_waited_for_and_nobody_is_asked(example, healthex_sa
 
 @needs_approval
 @pytest.mark.parametrize("patient", [each for each, scenario in patients.SCENARIOS.items() if scenario.reason])
-def test_for_each_reason_the_patient_or_the_coordinator_is_written_to(example, healthex_sandbox, patient):
+def test_for_each_reason_the_patient_or_the_coordinator_is_mailed(example, healthex_sandbox, patient):
     params = {name: param.value for name, param in example.reconsent_with_approval().params.items()}
     params |= {"patient_id": patient, "external_id": patients.external_id_of(patient)}
     update = HealthExHook().update_patient_data(patient).to_dict()

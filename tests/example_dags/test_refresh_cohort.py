@@ -38,35 +38,35 @@ def load(monkeypatch) -> Callable[..., Any]:
     return dag_with
 
 
-def consented(sandbox: Sandbox, *patient_ids: str) -> None:
-    """Let HealthEx list these patients, and no others."""
+def set_consented(sandbox: Sandbox, *patient_ids: str) -> None:
+    """Make the sandbox list these patients, and no others."""
     consent = {"consentType": "PATIENT_DIRECTED_DATA_EXCHANGE", "studyId": "project-demo", "hasPatientConsented": True}
     rows = [{"patientId": patient_id, "consents": [consent]} for patient_id in patient_ids]
     sandbox.faults.add("consents", "garbage", body=json.dumps(rows))
 
 
 def processed(run: Any) -> list[str]:
-    """Return the patients whose data was worked on, once for each time."""
+    """Return the patients whose data was processed, once for each time."""
     done = task_states(run, "process").count("success")
     return sorted(one["patient_id"] for batch in xcom(run, "batches")[:done] for one in batch)
 
 
-def test_every_consented_patient_is_asked_once_and_what_arrived_is_worked_on(load, cohort):
-    # Some of the cohort get nothing: the sensors wait for them until their deadline.
+def test_every_consented_patient_is_requested_once_and_what_arrived_is_processed(load, cohort):
+    # Some of the cohort have no delivery: the sensors wait for them until the deadline.
     run = run_dag(load(cohort, CHUNK, timeout=4), cohort)
 
     chunks = xcom(run, "patients")
-    asked_for = [patient_id for chunk in chunks for patient_id in chunk]
+    requested = [patient_id for chunk in chunks for patient_id in chunk]
     assert [len(chunk) for chunk in chunks[:-1]] == [CHUNK] * (len(chunks) - 1)
     assert len(chunks) > 1
-    assert cohort.asked_by_patient() == dict.fromkeys(asked_for, 1)
+    assert cohort.asked_by_patient() == dict.fromkeys(requested, 1)
     # Consented, and for 10 more days.
-    assert patients.CONSENT_ENDS_SOON not in asked_for
+    assert patients.CONSENT_ENDS_SOON not in requested
 
-    accepted = [patient_id for patient_id in asked_for if cohort.accepted(patient_id)]
+    accepted = [patient_id for patient_id in requested if cohort.accepted(patient_id)]
     coming = [patient_id for patient_id in accepted if cohort.scenario(patient_id).files]
     assert patients.NOTHING_CHANGED in accepted
-    assert len(accepted) < len(asked_for)
+    assert len(accepted) < len(requested)
     assert xcom(run, "report") == {"arrived": len(coming), "missing": len(accepted) - len(coming)}
     assert processed(run) == sorted(coming)
     counts = [xcom(run, "process", index) for index in range(len(xcom(run, "batches")))]
@@ -75,19 +75,19 @@ def test_every_consented_patient_is_asked_once_and_what_arrived_is_worked_on(loa
 
 
 def test_an_unknown_patient_and_one_who_needs_to_act_leave_the_others_of_their_chunk_alone(load, sandbox):
-    everybody = [*READABLE, patients.CONSENT_EXPIRED, patients.UNKNOWN]
-    consented(sandbox, *everybody)
+    cohort_ids = [*READABLE, patients.CONSENT_EXPIRED, patients.UNKNOWN]
+    set_consented(sandbox, *cohort_ids)
     run = run_dag(load(sandbox, chunk=5), sandbox)
     assert processed(run) == READABLE
     assert xcom(run, "report") == {"arrived": 3, "missing": 0}
-    assert sandbox.asked_by_patient() == dict.fromkeys(everybody, 1)
+    assert sandbox.asked_by_patient() == dict.fromkeys(cohort_ids, 1)
     assert run.state == "success"
 
 
 def test_the_accepted_patients_of_a_chunk_that_failed_are_processed_and_the_run_fails(load, sandbox):
     # Chunks: two in progress and one who needs to act; one in progress and two failures, too many; none accepted.
     failing = (patients.PROJECT_PAUSED, patients.UNKNOWN)
-    consented(sandbox, patients.CONSENT_EXPIRED, *READABLE, *failing, patients.UNLOCKED_OR_NO_TARGETED_LIST)
+    set_consented(sandbox, patients.CONSENT_EXPIRED, *READABLE, *failing, patients.UNLOCKED_OR_NO_TARGETED_LIST)
     run = run_dag(load(sandbox, chunk=3), sandbox)
     assert task_states(run, "refresh_chunk.refresh") == ["success", "failed", "failed"]
     assert task_states(run, "refresh_chunk.arrival") == ["success", "success", "success"]
@@ -98,8 +98,8 @@ def test_the_accepted_patients_of_a_chunk_that_failed_are_processed_and_the_run_
 
 
 def test_a_chunk_that_left_no_result_fails_and_the_others_are_processed(load, sandbox):
-    # No id: the operator refuses the chunk before it requests anything.
-    consented(sandbox, *READABLE, "patient..unusable")
+    # An unusable id: the operator refuses the chunk before it requests any patient.
+    set_consented(sandbox, *READABLE, "patient..unusable")
     run = run_dag(load(sandbox, chunk=3), sandbox)
     assert task_states(run, "refresh_chunk.arrival") == ["success", "failed"]
     assert processed(run) == READABLE
@@ -109,22 +109,22 @@ def test_a_chunk_that_left_no_result_fails_and_the_others_are_processed(load, sa
 
 
 def test_too_few_deliveries_fail_the_run_and_those_that_came_are_processed(load, sandbox):
-    consented(sandbox, patients.IN_PROGRESS, patients.NOTHING_CHANGED)
+    set_consented(sandbox, patients.IN_PROGRESS, patients.NOTHING_CHANGED)
     run = run_dag(load(sandbox, chunk=2, timeout=4), sandbox)
     assert processed(run) == [patients.IN_PROGRESS]
     assert task_states(run, "report") == ["failed"]
     assert run.state == "failed"
 
 
-def test_where_nobody_has_consented_nothing_is_requested_and_nothing_fails(load, sandbox):
-    consented(sandbox)
+def test_without_consented_patients_nothing_is_requested_and_nothing_fails(load, sandbox):
+    set_consented(sandbox)
     run = run_dag(load(sandbox, chunk=2), sandbox)
     assert set(task_states(run, "refresh_chunk.arrival")) == {"skipped"}
     assert xcom(run, "report") == {"arrived": 0, "missing": 0}
     assert run.state == "success"
 
 
-def test_where_patients_cannot_be_listed_nothing_is_requested_and_the_run_fails(load, sandbox):
+def test_if_patients_cannot_be_listed_nothing_is_requested_and_the_run_fails(load, sandbox):
     sandbox.faults.add("consents", 403)
     run = run_dag(load(sandbox, chunk=2), sandbox)
     assert sandbox.asked_by_patient() == {}

@@ -59,7 +59,7 @@ def test_the_refreshed_files_are_read(dag, sandbox, request):
     assert sandbox.asked(patients.SEVERAL_FILES) == 1
 
 
-def test_a_patient_who_must_act_fails_the_run_after_one_request(dag, on_its_own):
+def test_a_patient_who_needs_to_act_fails_the_run_after_one_request(dag, on_its_own):
     run = run_dag(dag, on_its_own, patient_id=patients.CONSENT_EXPIRED)
     assert run.state == "failed"
     assert {ti.task_id: ti.state for ti in run.get_task_instances()}["arrival"] == "upstream_failed"

@@ -1,4 +1,4 @@
-"""The example of a few patients, each independent of the others, on Airflow, against the sandbox."""
+"""The example of a few independent patients, on Airflow, against the sandbox."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def dag(monkeypatch):
 
 
 def test_an_unknown_patient_and_one_who_needs_to_act_leave_the_others_alone(dag, sandbox):
-    everybody = [READABLE[0], patients.UNKNOWN, READABLE[1], patients.CONSENT_EXPIRED, READABLE[2]]
-    run = run_dag(dag, sandbox, patient_ids=everybody)
+    all_ids = [READABLE[0], patients.UNKNOWN, READABLE[1], patients.CONSENT_EXPIRED, READABLE[2]]
+    run = run_dag(dag, sandbox, patient_ids=all_ids)
 
     assert task_states(run, "refresh_one.read") == ["success", "upstream_failed", "success", "skipped", "success"]
     assert xcom(run, "report") == dict.fromkeys(READABLE, 1)
-    assert sandbox.asked_by_patient() == dict.fromkeys(everybody, 1)
-    # The unknown patient is an error that somebody has to correct.
+    assert sandbox.asked_by_patient() == dict.fromkeys(all_ids, 1)
+    # An unknown patient is an error: a person has to correct the list.
     assert run.state == "failed"
 
 
@@ -37,6 +37,6 @@ def test_a_patient_who_needs_to_act_is_no_failure_of_the_run(dag, sandbox):
     assert run.state == "success"
 
 
-def test_the_report_runs_also_where_no_data_was_read(dag, sandbox):
+def test_the_report_runs_also_if_no_data_was_read(dag, sandbox):
     run = run_dag(dag, sandbox, patient_ids=[patients.CONSENT_EXPIRED])
     assert xcom(run, "report") == {}

@@ -175,21 +175,21 @@ def test_not_found_is_final_where_the_api_server_keeps_to_it(find, api):
 
 @on_airflow_3
 @both
-def test_without_confirmation_the_first_not_found_is_believed(find, api):
+def test_without_confirmation_the_first_not_found_counts(find, api):
     requests = api(ErrorType.CONNECTION_NOT_FOUND)
     with pytest.raises(HealthExConfigurationError):
         find("mine", confirm=False)
     assert len(requests) <= 2
 
 
-def test_a_stop_ends_the_waits(backends, monkeypatch):
+def test_a_cancel_ends_the_waits(backends, monkeypatch):
     monkeypatch.setattr(module, "DELAYS", (60.0, 60.0))
     backends(Backend(OSError()))
-    stop = threading.Event()
-    threading.Timer(0.1, stop.set).start()
+    cancelled = threading.Event()
+    threading.Timer(0.1, cancelled.set).start()
     began = time.monotonic()
     with pytest.raises(HealthExConnectionError):
-        find_connection("mine", stop=stop)
+        find_connection("mine", cancelled=cancelled)
     assert time.monotonic() - began < 20
 
 
@@ -228,7 +228,7 @@ def test_a_cancelled_hook_waits_for_no_connection(backends, monkeypatch):
 
 
 def places():
-    from airflow_provider_healthex.s3 import AsyncBucket, AwsAccess, Bucket
+    from airflow_provider_healthex.storage.s3 import AsyncBucket, AwsAccess, Bucket
 
     async def on_a_triggerer(place):
         async with place:
@@ -238,7 +238,7 @@ def places():
     yield "s3 by default", lambda: Bucket("b", AwsAccess("aws_default")).look(iter(()))
     yield "s3 on a triggerer", lambda: asyncio.run(on_a_triggerer(AsyncBucket("b", AwsAccess("mine"), "triggerer")))
     try:
-        from airflow_provider_healthex.sftp import AsyncSftpServer, SftpServer
+        from airflow_provider_healthex.storage.sftp import AsyncSftpServer, SftpServer
     except ModuleNotFoundError:
         return
     yield "sftp on a worker", lambda: SftpServer("mine").look(iter(()))
@@ -246,14 +246,14 @@ def places():
 
 
 @pytest.mark.parametrize("look", [pytest.param(look, id=name) for name, look in places()])
-def test_a_poke_waits_for_airflow_and_blames_nobody_else(backends, look):
+def test_a_poke_waits_for_airflow_and_names_it(backends, look):
     backends(Backend(OSError()))
     verdict = look()
     assert isinstance(verdict, Waiting)
     assert verdict.reason.startswith("Airflow's look-up of connection '")
 
 
-def test_the_test_button_looks_once(backends):
+def test_the_test_button_looks_up_the_connection_once(backends):
     backend = Backend(OSError())
     backends(backend)
     ok, text = HealthExHook().test_connection()

@@ -1,4 +1,4 @@
-"""From a connection to the API: what is accepted, and what is refused before anything is sent."""
+"""From a connection to the API: which connections are accepted, and which are rejected before anything is sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from airflow_provider_healthex.exceptions import (
     HealthExNotFoundError,
     HealthExTokenError,
 )
-from airflow_provider_healthex.hooks.healthex import HealthExHook, client_settings
+from airflow_provider_healthex.hooks.connection import client_settings
+from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.sandbox import patients
 
 
@@ -59,19 +60,19 @@ def test_the_host_is_a_base_url(host, port, url):
 @pytest.mark.parametrize(
     "host", ["ftp://x.org", "https://", "https://x.org?a=b", "https://x.org#a", "https://u@x.org", "https://x.org:port"]
 )
-def test_what_is_no_base_url_is_refused(host):
-    with pytest.raises(HealthExConfigurationError, match="no base URL"):
+def test_an_unusable_base_url_is_rejected(host):
+    with pytest.raises(HealthExConfigurationError, match=r"^Connection 'healthex_test': the base URL must look like"):
         settings(host=host)
 
 
 @pytest.mark.parametrize("host", ["https://u:secret-word@x.org", "u:secret-word@x.org", "http://:secret-word@x.org"])
-def test_a_password_in_the_host_is_refused_and_not_repeated(host):
+def test_a_password_in_the_host_is_rejected_and_not_shown(host):
     with pytest.raises(HealthExConfigurationError) as caught:
         settings(host=host)
     assert "secret-word" not in str(caught.value)
 
 
-def test_http_is_refused_off_this_machine():
+def test_http_is_rejected_off_this_machine():
     with pytest.raises(HealthExConfigurationError, match="unencrypted"):
         settings(host="http://api.example.org")
 
@@ -89,7 +90,7 @@ def test_with_a_login_it_is_the_api_key_and_the_password_its_secret():
     assert settings(login="key").credentials == ApiKey("key", "token-of-the-test")
 
 
-def test_an_empty_password_is_refused():
+def test_an_empty_password_is_rejected():
     with pytest.raises(HealthExConfigurationError, match="no password"):
         settings(password=None)
 
@@ -107,7 +108,7 @@ def test_the_defaults_are_the_documented_ones():
 
 
 @pytest.mark.parametrize("value", ["soon", -1, 0, True, "inf", "nan"])
-def test_a_timeout_that_is_no_number_above_zero_is_refused(value):
+def test_a_timeout_that_is_no_number_above_zero_is_rejected(value):
     with pytest.raises(HealthExConfigurationError, match="read_timeout"):
         settings(extra={"read_timeout": value})
 
@@ -161,7 +162,7 @@ def test_a_scheme_in_schema_is_the_scheme():
 
 
 @pytest.mark.parametrize("schema", ["a?b=c", "../b", "a b"])
-def test_a_path_that_is_none_is_refused(schema):
+def test_an_unusable_path_is_rejected(schema):
     with pytest.raises(HealthExConfigurationError, match="base URL"):
         settings(host="gateway", schema=schema)
 
@@ -170,15 +171,17 @@ def test_a_path_that_is_none_is_refused(schema):
 def test_a_number_in_extra_is_named_and_to_be_put_in_quotes(healthex_sandbox, connection, project_id):
     hook = connection(host=healthex_sandbox.api_url, password="t", extra=json.dumps({"project_id": project_id}))
     with pytest.raises(
-        HealthExConfigurationError, match=rf"'project_id'.*got {project_id}, a number\): put it in quotes"
+        HealthExConfigurationError, match=rf"'healthex_default': project_id must be text \(got \w+ {project_id}\)"
     ):
         hook.update_patient_data("patient")
-    with pytest.raises(HealthExConfigurationError, match=r"'org_id'.*got 7, a number\): put it in quotes"):
+    with pytest.raises(
+        HealthExConfigurationError, match=r"'healthex_test': org_id must be text \(got int 7\).*Put it in quotes"
+    ):
         settings(extra={"org_id": 7})
 
 
-def test_a_number_for_a_project_is_named_with_what_makes_numbers(connection):
-    with pytest.raises(HealthExConfigurationError, match=r"got 694061, a number\).*Native rendering"):
+def test_a_number_for_a_project_is_named_with_its_likely_cause(connection):
+    with pytest.raises(HealthExConfigurationError, match=r"got int 694061\).*render_template_as_native_obj"):
         connection(password="t").update_patient_data("patient", project_id=694061)
 
 
@@ -201,7 +204,7 @@ def test_a_missing_project_says_where_to_put_it(connection):
         connection(password="token").update_patient_data("patient")
 
 
-def test_an_update_is_asked_in_the_connections_project(healthex_sandbox):
+def test_an_update_is_requested_in_the_connections_project(healthex_sandbox):
     update = HealthExHook().update_patient_data(healthex_sandbox.patients.IN_PROGRESS)
     assert update.project_id == healthex_sandbox.project_id
     assert update.organization_id == healthex_sandbox.org_id
@@ -213,7 +216,7 @@ def test_the_argument_goes_before_the_connections_project(healthex_sandbox):
         HealthExHook().update_patient_data(healthex_sandbox.patients.IN_PROGRESS, project_id="another")
 
 
-def test_an_expired_token_is_refused_before_anything_is_sent(healthex_sandbox, connection):
+def test_an_expired_token_is_rejected_before_anything_is_sent(healthex_sandbox, connection):
     hook = connection(host=healthex_sandbox.api_url, password=healthex_sandbox.token(expires_in=-120))
     with pytest.raises(HealthExTokenError, match=r"expired.*\d{4}-\d\d-\d\dT"):
         hook.update_patient_data(healthex_sandbox.patients.IN_PROGRESS, project_id=healthex_sandbox.project_id)
@@ -239,7 +242,7 @@ class TestTheTestButton:
             ({"login": "wrong", "password": "wrong-secret"}, "Check the API key and its secret"),
         ],
     )
-    def test_it_never_raises_and_says_what_is_wrong(self, healthex_sandbox, connection, fields, message):
+    def test_it_never_raises_and_reports_the_error(self, healthex_sandbox, connection, fields, message):
         ok, text = connection(**{"host": healthex_sandbox.api_url, **fields}).test_connection()
         assert not ok
         assert message in text
@@ -279,11 +282,11 @@ class TestTheTestButton:
     def test_it_names_the_connection_where_a_person_named_it(self, connection):
         ok, text = connection().test_connection()
         assert not ok
-        assert text.startswith("The connection 'healthex_default' has no password.")
+        assert text.startswith("Connection 'healthex_default' has no password.")
 
     def test_it_does_not_name_a_connection_that_the_button_made_up(self, monkeypatch):
         monkeypatch.setenv("AIRFLOW_CONN_X7TQ9AB2", "healthex://api.healthex.io")
-        assert HealthExHook("x7tQ9aB2").test_connection()[1].startswith("The connection has no password.")
+        assert HealthExHook("x7tQ9aB2").test_connection()[1].startswith("Connection has no password.")
 
 
 def test_importing_the_hook_warns_of_nothing():
@@ -296,19 +299,19 @@ def test_importing_the_hook_warns_of_nothing():
         importlib.reload(module)
 
 
-def test_many_patients_are_asked_for_at_once(healthex_sandbox):
+def test_many_patients_are_requested_at_once(healthex_sandbox):
     ids = [patients.IN_PROGRESS, patients.UNKNOWN, patients.CONSENT_EXPIRED, patients.IN_PROGRESS]
-    came = {each.patient_id: each for each in HealthExHook().update_patients_data(ids, max_concurrency=2)}
-    assert came.keys() == {patients.IN_PROGRESS, patients.UNKNOWN, patients.CONSENT_EXPIRED}
-    assert isinstance(came[patients.IN_PROGRESS], PatientUpdate)
-    assert came[patients.CONSENT_EXPIRED].needs_patient
-    assert isinstance(came[patients.UNKNOWN], PatientUpdateFailure)
-    assert isinstance(came[patients.UNKNOWN].error, HealthExNotFoundError)
+    results = {each.patient_id: each for each in HealthExHook().update_patients_data(ids, max_concurrency=2)}
+    assert results.keys() == {patients.IN_PROGRESS, patients.UNKNOWN, patients.CONSENT_EXPIRED}
+    assert isinstance(results[patients.IN_PROGRESS], PatientUpdate)
+    assert results[patients.CONSENT_EXPIRED].needs_patient
+    assert isinstance(results[patients.UNKNOWN], PatientUpdateFailure)
+    assert isinstance(results[patients.UNKNOWN].error, HealthExNotFoundError)
     assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
 
 
 @pytest.mark.parametrize("connected", [True, False])
-def test_after_cancel_nobody_is_asked(healthex_sandbox, connected):
+def test_after_cancel_no_patient_is_requested(healthex_sandbox, connected):
     hook = HealthExHook()
     if connected:
         hook.get_conn()

@@ -21,10 +21,10 @@ from airflow_provider_healthex.links.healthex import HealthExProjectLink
         (None, "{{ params.project_id }}", ""),
     ],
 )
-def test_it_leads_to_the_project(monkeypatch, result, argument, link):
+def test_the_link_opens_the_project_of_the_result_else_of_the_argument(monkeypatch, result, argument, link):
     monkeypatch.setattr(XCom, "get_value", lambda **key: result)
     assert HealthExProjectLink().get_link(SimpleNamespace(project_id=argument), ti_key=None) == link
 
 
-def test_its_name_is_the_documented_one():
+def test_the_link_has_its_documented_name():
     assert HealthExProjectLink.name == "HealthEx project"

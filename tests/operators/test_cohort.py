@@ -1,4 +1,4 @@
-"""A cohort in one task: who is what, also when the task fails, and nobody asked twice."""
+"""The cohort operator: the outcome of each patient, also when the task fails, and no patient requested twice."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from client.loopback import STARTED, Reply, Service, closes, make_jwt, says, status
-from operators.cohorts import PROJECT, Store, TaskInstance, cohort, connection, run
+from operators.helpers import PROJECT, RefusingStore, Store, TaskInstance, cohort, connection, run
 
-from airflow_provider_healthex.client import pacing, retries
+from airflow_provider_healthex.client import rate_limit, retries
 from airflow_provider_healthex.exceptions import (
     HealthExAuthenticationError,
     HealthExConfigurationError,
+    HealthExConnectionError,
     HealthExError,
     HealthExTokenError,
 )
@@ -41,7 +42,7 @@ def service(monkeypatch):
     from tenacity import wait_none
 
     monkeypatch.setattr(retries, "BACKOFF", wait_none())
-    monkeypatch.setattr(pacing, "_pacers", {})
+    monkeypatch.setattr(rate_limit, "_rate_limits", {})
     running = Service()
     running.token = make_jwt()
     monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", connection(running.url, running.token))
@@ -53,7 +54,7 @@ def ids(count):
     return [f"patient-{number:04}" for number in range(count)]
 
 
-def slowly(seconds):
+def accepts_after(seconds):
     return Reply(**{**vars(says(STARTED)), "after": seconds})
 
 
@@ -61,7 +62,7 @@ def replies(**by_patient):
     return lambda request: by_patient.get(request.patient_id.replace("-", "_"))
 
 
-def who(result):
+def patient_ids_by_outcome(result):
     kinds = ("in_progress", "patient_action_needed", "failed")
     found = {kind: [entry["patient_id"] for entry in result[kind]] for kind in kinds}
     return {**found, "not_asked": result.get("not_asked", [])}
@@ -76,7 +77,7 @@ def failing(task, store=None, error=AirflowFailException, match=None):
 
 
 class Killed(BaseException):
-    """What ends a process without anything being done about it."""
+    """Ends the process: nothing handles it."""
 
 
 # Against the sandbox
@@ -111,7 +112,7 @@ def check_mixed(result, sandbox):
         assert sandbox.asked(patient_id) == 1
 
 
-def test_a_mixed_cohort_says_who_is_what(healthex_sandbox):
+def test_the_result_lists_the_outcome_of_each_patient(healthex_sandbox):
     before = datetime.now(timezone.utc)
     result = run(mixed(healthex_sandbox, max_failures=1))
     check_mixed(result, healthex_sandbox)
@@ -133,14 +134,14 @@ def test_a_mixed_cohort_says_who_is_what(healthex_sandbox):
 
 
 @pytest.mark.parametrize("store", [None, Store])
-def test_a_mixed_cohort_says_who_is_what_also_when_it_fails(healthex_sandbox, store):
+def test_the_result_of_a_mixed_cohort_is_pushed_also_when_it_fails(healthex_sandbox, store):
     error, result = failing(mixed(healthex_sandbox, max_failures=0), store and store())
     check_mixed(result, healthex_sandbox)
     assert "1 of 5 patients failed, more than max_failures=0 allows (0)" in str(error)
-    assert "1 HealthExNotFoundError; patient-unknown" in str(error)
+    assert "1 HealthExNotFoundError; 'patient-unknown'" in str(error)
 
 
-def test_a_retry_of_a_mixed_cohort_asks_nobody_again(healthex_sandbox):
+def test_a_retry_requests_no_patient_whose_outcome_is_final(healthex_sandbox):
     store, task = Store(), mixed(healthex_sandbox, max_failures=0)
     _, first = failing(task, store)
     _, again = failing(cohort(MIXED, max_failures=0), store)
@@ -148,17 +149,17 @@ def test_a_retry_of_a_mixed_cohort_asks_nobody_again(healthex_sandbox):
     check_mixed(again, healthex_sandbox)
 
 
-def test_progress_and_partial_updates_are_in_the_log(healthex_sandbox, task_log):
+def test_progress_and_partial_updates_are_logged(healthex_sandbox, task_log):
     run(cohort([patients.IN_PROGRESS, patients.PARTIAL, patients.CONSENT_EXPIRED]))
     log = task_log()
-    assert "3 of 3 requested: 2 in progress, 1 need patient action, 0 failed" in log
-    assert "1 partial updates" in log
+    assert "3 of 3 requested: 2 in progress, 1 needs patient action, 0 failed" in log
+    assert "Partial updates: 1" in log
 
 
-def test_403_ends_it(healthex_sandbox):
+def test_a_403_fails_the_task(healthex_sandbox):
     error, result = failing(cohort([patients.IN_PROGRESS, patients.FORBIDDEN], max_failures=2))
     assert "403" in str(error)
-    assert who(result)["in_progress"] == [patients.IN_PROGRESS]
+    assert patient_ids_by_outcome(result)["in_progress"] == [patients.IN_PROGRESS]
 
 
 # How many may fail
@@ -175,7 +176,7 @@ def test_more_failures_than_allowed_fail_the_task(service, max_failures, failure
         _, result = failing(task, match=f"{failures} of 20 patients failed")
     else:
         result = run(task)
-    assert who(result)["failed"] == ids(failures)
+    assert patient_ids_by_outcome(result)["failed"] == ids(failures)
     assert len(result["in_progress"]) == 20 - failures
 
 
@@ -190,7 +191,7 @@ def test_a_fraction_of_the_patients_is_rounded_up(service, fraction, patients, a
 
 
 @pytest.mark.parametrize("value", [1.0, -1, -0.1, True, False, "5", None, float("nan"), float("inf")])
-def test_a_limit_that_means_nothing_is_refused_when_the_dag_is_parsed(value):
+def test_an_unusable_max_failures_is_refused_when_the_dag_is_parsed(value):
     with pytest.raises(HealthExConfigurationError, match="max_failures"):
         cohort(["a"], max_failures=value)
 
@@ -201,20 +202,20 @@ def test_other_arguments_are_checked_when_the_dag_is_parsed(argument):
         cohort(["a"], **argument)
 
 
-def test_a_patient_who_must_act_is_no_failure(service):
+def test_a_patient_who_needs_to_act_is_no_failure(service):
     service.answers_each(replies(patient_0001=NEEDS_PATIENT))
-    assert who(run(cohort(ids(3), max_failures=0)))["patient_action_needed"] == ["patient-0001"]
+    assert patient_ids_by_outcome(run(cohort(ids(3), max_failures=0)))["patient_action_needed"] == ["patient-0001"]
 
 
 @pytest.mark.parametrize("reply", [status(404), NEEDS_PATIENT])
-def test_where_nothing_is_accepted_at_all_the_task_fails(service, reply):
+def test_a_cohort_without_an_accepted_update_fails(service, reply):
     service.answers(reply)
     _, result = failing(cohort(ids(3), max_failures=10), match="accepted no update at all")
     assert result["in_progress"] == []
     assert result["requested_at"] is None
 
 
-# Whom to ask for
+# Arguments
 
 
 UNUSABLE = [
@@ -235,13 +236,13 @@ UNUSABLE = [
 
 
 @pytest.mark.parametrize(("patient_ids", "words"), UNUSABLE)
-def test_ids_that_cannot_be_used_are_refused_when_the_dag_is_parsed(patient_ids, words):
+def test_unusable_ids_are_refused_when_the_dag_is_parsed(patient_ids, words):
     with pytest.raises(HealthExConfigurationError, match=words):
         cohort(patient_ids)
 
 
 @pytest.mark.parametrize(("patient_ids", "words"), UNUSABLE)
-def test_ids_that_cannot_be_used_fail_before_any_request(service, patient_ids, words):
+def test_unusable_ids_fail_the_task_before_any_request(service, patient_ids, words):
     task = cohort("{{ ids }}")
     task.patient_ids = patient_ids
     error, _ = failing(task, match=words)
@@ -250,7 +251,7 @@ def test_ids_that_cannot_be_used_fail_before_any_request(service, patient_ids, w
 
 
 @pytest.mark.parametrize("external_id", ["mrn-12345 ", "\u200bmrn-12345", "'mrn-12345'", "mrn-12345/6", 12345])
-def test_an_external_id_that_cannot_be_used_is_not_shown(external_id):
+def test_an_unusable_external_id_is_not_shown(external_id):
     with pytest.raises(HealthExConfigurationError) as error:
         cohort(["a", {"patient_id": "b", "external_id": external_id}])
     assert str(error.value).startswith("patient_ids[1]['external_id'] ")
@@ -259,7 +260,7 @@ def test_an_external_id_that_cannot_be_used_is_not_shown(external_id):
 
 
 @pytest.mark.parametrize("argument", [{"project_id": 694061}, {"project_id": "694061\xa0"}, {"project_id": "a/b"}])
-def test_a_project_that_cannot_be_one_is_refused_before_any_request(service, argument):
+def test_an_unusable_project_is_refused_before_any_request(service, argument):
     with pytest.raises(HealthExConfigurationError, match="project_id"):
         cohort(["a"], **argument)
     task = cohort(["a"], project_id="{{ project }}")
@@ -268,7 +269,7 @@ def test_a_project_that_cannot_be_one_is_refused_before_any_request(service, arg
     assert service.received == []
 
 
-def test_templates_and_outputs_are_left_to_the_run():
+def test_templates_and_outputs_are_not_checked_when_the_dag_is_parsed():
     make = HealthExUpdateCohortOperator
     with DAG("parsed", schedule=None):
         output = HealthExListConsentedPatientsOperator(task_id="listed").output
@@ -280,7 +281,7 @@ def test_templates_and_outputs_are_left_to_the_run():
 
 
 @pytest.mark.parametrize("argument", [{"patient_ids": ["a "]}, {"skip_interactive": "yes"}, {"project_id": 7}])
-def test_a_mapped_value_that_cannot_be_used_is_not_retried(service, argument):
+def test_an_unusable_mapped_value_is_not_retried(service, argument):
     with DAG("mapped", schedule=None):
         rest = {} if "patient_ids" in argument else {"patient_ids": ["a"]}
         mapped = HealthExUpdateCohortOperator.partial(task_id="mapped", **rest).expand(
@@ -299,17 +300,17 @@ def test_skip_interactive_may_come_from_a_template(service, text, sent):
 
 
 @pytest.mark.parametrize("argument", [{"skip_interactive": "yes"}, {"skip_interactive": 1}, {"durable": "false"}])
-def test_a_flag_that_is_none_is_refused_when_the_dag_is_parsed(argument):
+def test_a_flag_that_is_no_boolean_is_refused_when_the_dag_is_parsed(argument):
     with pytest.raises(HealthExConfigurationError, match=f"{next(iter(argument))} must be True"):
         cohort(["a"], **argument)
 
 
-def test_a_cohort_of_nobody_is_skipped(service):
+def test_an_empty_cohort_is_skipped(service):
     with pytest.raises(AirflowSkipException, match="empty"):
         run(cohort([]))
 
 
-def test_an_external_id_is_kept_where_only_one_of_two_mentions_has_it(service):
+def test_an_external_id_is_kept_when_another_entry_of_the_patient_lacks_it(service):
     result = run(cohort(["a", {"patient_id": "a", "external_id": "x"}, {"patient_id": "a"}, {"patient_id": "b"}]))
     assert [entry.get("external_id") for entry in result["in_progress"]] == ["x", None]
     assert service.asked() == {"a": 1, "b": 1}
@@ -324,7 +325,7 @@ def test_the_documented_fields_are_templated():
     )
 
 
-def test_it_can_be_mapped_over_chunks():
+def test_the_operator_can_be_mapped_over_chunks():
     HealthExUpdateCohortOperator.partial(task_id="mapped").expand(patient_ids=[["a"], ["b"]])
 
 
@@ -332,7 +333,7 @@ def test_it_can_be_mapped_over_chunks():
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_an_ambiguous_update_is_what_on_ambiguous_says(service, choice):
+def test_on_ambiguous_decides_whether_an_ambiguous_update_is_in_progress_or_failed(service, choice):
     service.answers_each(replies(patient_0001=closes()))
     result = run(cohort(ids(3), on_ambiguous=choice, max_failures=1))
     if choice == "assume_started":
@@ -345,8 +346,8 @@ def test_an_ambiguous_update_is_what_on_ambiguous_says(service, choice):
         ]
 
 
-@pytest.mark.parametrize(("choice", "asked"), [("fail", 1), ("retry", 2)])
-def test_a_retry_asks_for_an_ambiguous_one_only_where_that_is_wanted(service, choice, asked):
+@pytest.mark.parametrize(("choice", "requested"), [("fail", 1), ("retry", 2)])
+def test_a_retry_requests_an_ambiguous_patient_only_with_on_ambiguous_retry(service, choice, requested):
     store = Store()
     service.answers_each(replies(patient_0001=closes()))
     failing(
@@ -360,14 +361,19 @@ def test_a_retry_asks_for_an_ambiguous_one_only_where_that_is_wanted(service, ch
         assert "ambiguous" not in run(task, store)["in_progress"][1]
     else:
         failing(task, store)
-    assert service.asked() == {"patient-0000": 1, "patient-0001": asked, "patient-0002": 1}
+    assert service.asked() == {"patient-0000": 1, "patient-0001": requested, "patient-0002": 1}
 
 
-def test_an_ambiguous_update_that_is_asked_for_again_keeps_its_baseline_and_stays_ambiguous_if_refused(service):
+def test_an_ambiguous_update_that_is_retried_keeps_its_requested_at_and_stays_ambiguous_if_rejected(service):
     store = Store()
     early = "2026-01-01T00:00:00+00:00"
-    record = {"series": [0, 0], "open": {"patient-0000": early, "patient-0001": early}, "outcomes": {}}
-    store.set("healthex_cohort_0", record)
+    record = {
+        "series": [0, 0],
+        "project_id": PROJECT,
+        "open": {"patient-0000": early, "patient-0001": early},
+        "outcomes": {},
+    }
+    store.set("healthex_journal_0", record)
     service.answers_each(replies(patient_0001=status(404)))
     result = run(cohort(ids(3), on_ambiguous="retry", max_failures=1), store)
     assert result["in_progress"][0] == {"patient_id": "patient-0000", "requested_at": early}
@@ -379,14 +385,14 @@ def test_an_ambiguous_update_that_is_asked_for_again_keeps_its_baseline_and_stay
 # What a retry does
 
 
-def test_with_a_store_a_retry_asks_for_those_it_may_help(service):
+def test_with_a_store_a_retry_requests_the_patients_whose_error_may_be_transient(service):
     store = Store()
     service.answers_each(replies(patient_0001=status(429), patient_0002=status(404), patient_0003=closes()))
     error, _ = failing(cohort(ids(6), max_failures=0), store, error=HealthExError)
     assert not isinstance(error, AirflowFailException)
     service.answers_each(lambda request: None)
     result = run(cohort(ids(6), max_failures=1), store)
-    assert who(result)["failed"] == ["patient-0002"]
+    assert patient_ids_by_outcome(result)["failed"] == ["patient-0002"]
     assert service.asked() == {**dict.fromkeys(ids(6), 1), "patient-0001": 6}
 
 
@@ -396,7 +402,7 @@ def test_without_a_store_a_failure_is_final_once_anything_was_accepted(service):
     failing(cohort(ids(3), max_failures=0, durable=False), Store(), match="Not retried")
 
 
-def test_without_a_store_a_failure_is_left_to_airflow_where_nothing_was_accepted(service):
+def test_without_a_store_a_failure_is_retryable_while_nothing_was_accepted(service):
     service.answers(status(429))
     error, _ = failing(cohort(ids(3)), error=HealthExError)
     assert not isinstance(error, AirflowFailException)
@@ -404,16 +410,16 @@ def test_without_a_store_a_failure_is_left_to_airflow_where_nothing_was_accepted
 
 @pytest.mark.parametrize("accident", [RuntimeError("a bug"), AirflowTaskTimeout("too long")])
 @pytest.mark.parametrize("durable", [True, False])
-def test_whatever_goes_wrong_the_result_is_pushed_and_nobody_is_asked_twice(service, monkeypatch, accident, durable):
+def test_an_unexpected_error_pushes_the_result_and_requests_no_patient_twice(service, monkeypatch, accident, durable):
     store = Store() if durable else None
     task = cohort(ids(40), max_concurrency=2)
     break_at(task, 10, accident, monkeypatch)
     _, result = failing(task, store, error=type(accident) if durable else AirflowFailException)
-    found = who(result)
-    asked = service.asked()
-    # Who was in flight may have started, whatever is known of it here.
-    assert set(asked) <= set(found["in_progress"])
-    assert not set(asked) & set(found["not_asked"])
+    found = patient_ids_by_outcome(result)
+    requested = service.asked()
+    # A patient in flight may have been accepted.
+    assert set(requested) <= set(found["in_progress"])
+    assert not set(requested) & set(found["not_asked"])
     assert found["not_asked"]
     if durable:
         again = run(cohort(ids(40)), store)
@@ -422,7 +428,7 @@ def test_whatever_goes_wrong_the_result_is_pushed_and_nobody_is_asked_twice(serv
 
 
 def break_at(task, count, error, monkeypatch):
-    """Let the task's own code fail when the count-th outcome has come."""
+    """Raise an error in the task's own code after so many outcomes."""
     original, seen = task.hook.update_patients_data, []
 
     def breaking(*args, **kwargs):
@@ -439,7 +445,17 @@ def break_at(task, count, error, monkeypatch):
     monkeypatch.setattr(task.hook, "update_patients_data", breaking)
 
 
-def test_401_ends_it_and_with_a_store_a_retry_goes_on_once_the_token_is_mended(service):
+def test_a_connection_that_cannot_be_read_right_now_is_retryable(service, monkeypatch):
+    def secrets_backend_fails(*args):
+        raise RuntimeError("the backend timed out")
+
+    monkeypatch.setattr("airflow_provider_healthex.hooks.connection.DELAYS", ())
+    monkeypatch.setattr("airflow_provider_healthex.hooks.connection.BaseHook.get_connection", secrets_backend_fails)
+    failing(cohort(["a"]), error=HealthExConnectionError)
+    assert service.received == []
+
+
+def test_a_401_fails_the_task_and_with_a_store_a_retry_with_a_valid_token_continues(service):
     store = Store()
     service.answers_each(lambda request: status(401) if request.patient_id >= "patient-0050" else None)
     error, result = failing(cohort(ids(200), max_concurrency=4, max_failures=100), store, error=HealthExError)
@@ -451,7 +467,7 @@ def test_401_ends_it_and_with_a_store_a_retry_goes_on_once_the_token_is_mended(s
     assert {service.asked()[each] for each in ids(50)} == {1}
 
 
-def test_401_for_everybody_fails_for_good(service):
+def test_a_401_for_every_patient_is_not_retried(service):
     service.answers(status(401))
     for store in (None, Store()):
         error, result = failing(cohort(ids(20), max_concurrency=2), store)
@@ -459,7 +475,7 @@ def test_401_for_everybody_fails_for_good(service):
         assert result["in_progress"] == []
 
 
-def test_an_expired_token_fails_for_good_and_nothing_is_sent(service, monkeypatch):
+def test_an_expired_token_is_not_retried_and_nothing_is_sent(service, monkeypatch):
     token = make_jwt(-300)
     monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", connection(service.url, token))
     error, result = failing(cohort(ids(3)), match="expired")
@@ -468,7 +484,7 @@ def test_an_expired_token_fails_for_good_and_nothing_is_sent(service, monkeypatc
     assert service.received == []
 
 
-def test_a_clear_asks_for_everybody_again(service):
+def test_a_clear_requests_every_patient_again(service):
     store = Store()
     run(cohort(ids(5)), store)
     run(cohort(ids(5)), store, max_tries=0)
@@ -477,13 +493,13 @@ def test_a_clear_asks_for_everybody_again(service):
     assert set(service.asked().values()) == {2}
 
 
-def test_switched_off_nothing_is_kept(service):
+def test_without_durable_nothing_is_stored(service):
     store = Store()
     run(cohort(ids(5), durable=False), store)
     assert store.sets == 0
 
 
-def test_what_is_kept_holds_no_token_and_no_external_id(service):
+def test_the_store_holds_no_token_and_no_external_id(service):
     store = Store()
     run(cohort([{"patient_id": "a", "external_id": "mrn-12345"}]), store)
     kept = "".join(store.values.values())
@@ -491,49 +507,41 @@ def test_what_is_kept_holds_no_token_and_no_external_id(service):
     assert "mrn-12345" not in kept
 
 
-# A store that is away
+# A store that refuses writes
 
 
-class Away(Store):
-    """The state store of an API server that fails while the patients in `until` are requested."""
-
-    def __init__(self, service, after):
-        super().__init__()
-        self.service, self.after, self.away = service, after, True
-
-    def set(self, key, value, **arguments):
-        if self.away and len(self.service.received) >= self.after:
-            raise RuntimeError("the API server answered 500")
-        super().set(key, value, **arguments)
+def refusing_after(service, requests):
+    """A state store that refuses writes once so many requests were sent."""
+    return RefusingStore(lambda store: len(service.received) >= requests)
 
 
-def test_answers_that_cannot_be_kept_fail_nothing_once_all_were_requested(service, task_log):
-    result = run(cohort(ids(6)), Away(service, 6))
-    assert who(result)["in_progress"] == ids(6)
+def test_a_refused_write_after_the_last_request_fails_nothing(service, task_log):
+    result = run(cohort(ids(6)), refusing_after(service, 6))
+    assert patient_ids_by_outcome(result)["in_progress"] == ids(6)
     assert all("ambiguous" not in entry for entry in result["in_progress"])
     log = task_log()
     assert "the API server answered 500" in log
-    assert "after all patients were requested" in log
+    assert "A retry would take these updates for ambiguous" in log
 
 
-def test_without_a_store_no_more_are_requested_and_no_answer_is_thrown_away(service, task_log):
-    store = Away(service, 10)
-    service.answers(slowly(0.05))
+def test_after_a_refused_write_no_more_patients_are_requested_and_every_answer_is_in_the_result(service, task_log):
+    store = refusing_after(service, 10)
+    service.answers(accepts_after(0.05))
     error, result = failing(cohort(ids(40), max_concurrency=4), store, error=StateStoreError, match="not requested")
     assert not isinstance(error, AirflowFailException)
-    asked = service.asked()
-    assert sorted(asked) == who(result)["in_progress"]
+    requested = service.asked()
+    assert sorted(requested) == patient_ids_by_outcome(result)["in_progress"]
     assert all("ambiguous" not in entry for entry in result["in_progress"])
-    assert len(result["not_asked"]) == 40 - len(asked)
-    assert asked.total() == len(asked) < 20
+    assert len(result["not_asked"]) == 40 - len(requested)
+    assert requested.total() == len(requested) < 20
     assert "A retry would take these updates for ambiguous" in task_log()
-    store.away = False
+    store.refuses = lambda store: False
     assert len(run(cohort(ids(40)), store)["in_progress"]) == 40
     assert set(service.asked().values()) == {1}
 
 
-def test_an_intent_that_cannot_be_kept_stops_a_superseded_try(service):
-    failing(cohort(ids(6)), Away(service, 0), error=StateStoreError)
+def test_a_superseded_try_whose_intent_is_refused_sends_nothing(service):
+    failing(cohort(ids(6)), refusing_after(service, 0), error=StateStoreError)
     assert service.received == []
 
 
@@ -541,9 +549,9 @@ def test_an_intent_that_cannot_be_kept_stops_a_superseded_try(service):
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_the_retry_of_a_killed_task_asks_only_for_the_rest(service, monkeypatch, choice):
+def test_the_retry_of_a_killed_task_requests_only_the_rest(service, monkeypatch, choice):
     store = Store()
-    service.answers(slowly(0.01))
+    service.answers(accepts_after(0.01))
     task = cohort(ids(100), max_concurrency=4)
     break_at(task, 37, Killed(), monkeypatch)
     with pytest.raises(Killed):
@@ -558,13 +566,13 @@ def test_the_retry_of_a_killed_task_asks_only_for_the_rest(service, monkeypatch,
 
 
 def check_resumed(service, result, choice, in_flight):
-    asked = service.asked()
+    requested = service.asked()
     if choice == "assume_started":
         ambiguous = [entry["patient_id"] for entry in result["in_progress"] if entry.get("ambiguous")]
     else:
-        ambiguous = who(result)["failed"]
+        ambiguous = patient_ids_by_outcome(result)["failed"]
     assert len(ambiguous) <= in_flight
-    counts = {each: asked[each] for each in ids(len(asked | dict.fromkeys(ambiguous, 0)))}
+    counts = {each: requested[each] for each in ids(len(requested | dict.fromkeys(ambiguous, 0)))}
     if choice == "retry":
         assert ambiguous == []
         assert sum(count == 2 for count in counts.values()) <= in_flight
@@ -576,9 +584,9 @@ def check_resumed(service, result, choice, in_flight):
 
 
 def kill_9(service, folder, patient_ids, when):
-    """Start a worker's process, and kill it in the middle."""
+    """Start a worker's process, kill it when the condition holds, and return how often each patient was requested."""
     worker = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("cohorts.py"), folder, json.dumps(patient_ids), "8"],
+        [sys.executable, Path(__file__).with_name("helpers.py"), folder, json.dumps(patient_ids), "8"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     deadline = time.monotonic() + 60
@@ -590,8 +598,8 @@ def kill_9(service, folder, patient_ids, when):
     return service.asked()
 
 
-def test_kill_9_of_a_process_in_the_middle_of_500_updates(service, tmp_path):
-    service.answers(slowly(0.03))
+def test_after_kill_9_in_the_middle_of_500_updates_only_those_in_flight_are_ambiguous(service, tmp_path):
+    service.answers(accepts_after(0.03))
     before = kill_9(service, tmp_path, ids(500), lambda: len(service.received) >= 200)
     assert 200 <= len(before) < 300
     result = run(cohort(ids(500), max_concurrency=8), Store(tmp_path))
@@ -601,7 +609,7 @@ def test_kill_9_of_a_process_in_the_middle_of_500_updates(service, tmp_path):
     assert len(set(ambiguous) - set(before)) <= 8
 
 
-def test_kill_9_while_patients_wait_for_their_turn_leaves_none_of_them_ambiguous(service, tmp_path, monkeypatch):
+def test_after_kill_9_patients_that_waited_for_the_rate_limit_are_not_ambiguous(service, tmp_path, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", connection(service.url, service.token, requests_per_second=4))
     before = kill_9(service, tmp_path, ids(30), lambda: len(service.received) >= 6)
     monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", connection(service.url, service.token))
@@ -612,12 +620,12 @@ def test_kill_9_while_patients_wait_for_their_turn_leaves_none_of_them_ambiguous
     assert set(service.asked().values()) == {1}
 
 
-def test_kill_9_while_patients_wait_for_a_retry_leaves_none_of_them_ambiguous(service, tmp_path):
+def test_after_kill_9_patients_that_waited_for_a_retry_are_not_ambiguous(service, tmp_path):
     service.answers(status(429, Retry_After="60"))
     store = Store(tmp_path)
 
     def all_wait():
-        return len(service.received) >= 8 and store.get("healthex_cohort_0")["open"] == {}
+        return len(service.received) >= 8 and store.get("healthex_journal_0")["open"] == {}
 
     assert len(kill_9(service, tmp_path, ids(10), all_wait)) >= 8
     service.answers(says(STARTED))
@@ -626,22 +634,22 @@ def test_kill_9_while_patients_wait_for_a_retry_leaves_none_of_them_ambiguous(se
     assert len(result["in_progress"]) == 10
 
 
-def test_after_on_kill_nobody_more_is_asked_and_the_result_says_so(service):
+def test_after_on_kill_no_more_patients_are_requested_and_the_result_lists_them(service):
     task = cohort(ids(200), max_concurrency=4)
 
     def kill_in_the_middle(request):
         if len(service.received) == 20:
             task.on_kill()
 
-    service.answers(slowly(0.05))
+    service.answers(accepts_after(0.05))
     service.answers_each(kill_in_the_middle)
     store = Store()
     _, result = failing(task, store, error=HealthExError, match="not requested")
-    asked = service.asked()
+    requested = service.asked()
     time.sleep(0.2)
-    assert service.asked() == asked
-    assert sorted(asked) == who(result)["in_progress"]
-    assert len(result["not_asked"]) == 200 - len(asked)
+    assert service.asked() == requested
+    assert sorted(requested) == patient_ids_by_outcome(result)["in_progress"]
+    assert len(result["not_asked"]) == 200 - len(requested)
     run(cohort(ids(200)), store)
     assert set(service.asked().values()) == {1}
     assert len(service.received) == 200
@@ -656,10 +664,10 @@ def test_on_kill_ends_waits_at_once(service):
     assert time.monotonic() - began < 20
 
 
-# What is kept
+# Size of the store, link and project
 
 
-def test_values_stay_small_however_many_patients(service):
+def test_stored_values_stay_small_however_many_patients(service):
     store = Store()
     run(cohort(ids(2000), max_concurrency=32), store)
     assert store.largest < 32_000
@@ -668,10 +676,10 @@ def test_values_stay_small_however_many_patients(service):
     assert len(service.received) == 2000
 
 
-def test_its_link_leads_to_the_project():
+def test_the_operator_links_to_the_project():
     assert [link.name for link in HealthExUpdateCohortOperator.operator_extra_links] == ["HealthEx project"]
 
 
-def test_the_project_is_the_connections(service):
+def test_the_project_defaults_to_the_connections(service):
     assert run(cohort(["a"]))["project_id"] == PROJECT
     assert run(cohort(["a"], project_id="other"))["project_id"] == "other"

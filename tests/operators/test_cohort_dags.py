@@ -1,4 +1,4 @@
-"""Cohorts in DAGs that Airflow runs."""
+"""The cohort operator in DAGs that Airflow runs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_the_consented_patients_are_refreshed_in_chunks(dags, healthex_sandbox):
     assert {healthex_sandbox.asked(patient_id) for chunk in chunks for patient_id in chunk} == {1}
 
 
-def test_a_retry_asks_for_the_rest_with_a_state_store_and_there_is_none_without(dags, healthex_sandbox):
+def test_a_retry_requests_the_rest_with_a_state_store_and_airflow_does_not_retry_without(dags, healthex_sandbox):
     healthex_sandbox.faults.add("update", 429, retry_after=3600, patient_id=patients.PARTIAL)
     run = run_dag(dags.retried, healthex_sandbox)
     assert run.state == ("success" if HAS_STATE_STORE else "failed")
     result = xcom(run, "refresh")
     assert len(result["in_progress"]) == (3 if HAS_STATE_STORE else 2)
-    asked = [healthex_sandbox.asked(each) for each in (patients.IN_PROGRESS, patients.SEVERAL_FILES)]
-    assert max(asked) == 1
+    counts = [healthex_sandbox.asked(each) for each in (patients.IN_PROGRESS, patients.SEVERAL_FILES)]
+    assert max(counts) == 1
     assert healthex_sandbox.asked(patients.PARTIAL) == (2 if HAS_STATE_STORE else 1)
 
 
@@ -49,7 +49,7 @@ def test_ids_may_come_from_a_template(dags, healthex_sandbox):
     assert len(xcom(run, "refresh")["in_progress"]) == 2
 
 
-def test_nobody_to_ask_for_is_skipped(dags, healthex_sandbox):
+def test_an_empty_list_is_skipped(dags, healthex_sandbox):
     run = run_dag(dags.from_a_template, healthex_sandbox, patient_ids=[])
     assert [ti.state for ti in run.get_task_instances()] == ["skipped"]
 
@@ -61,7 +61,7 @@ def test_a_number_that_json_made_of_an_id_fails_before_any_request(dags, healthe
 
 
 @pytest.mark.skipif(not HAS_STATE_STORE, reason="needs Airflow 3.3")
-def test_retries_edited_between_two_tries_request_nobody_twice(dags, healthex_sandbox):
+def test_retries_edited_between_two_tries_request_no_patient_twice(dags, healthex_sandbox):
     healthex_sandbox.faults.add("update", 429, retry_after=3600, patient_id=patients.PARTIAL)
     run = run_dag(dags.edited, healthex_sandbox)
     assert run.state == "success"

@@ -1,4 +1,4 @@
-"""Who is listed, in which order, and in how many chunks."""
+"""Which consented patients are listed, in which order, and in how many chunks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from client.loopback import Service, make_jwt, says, status
-from operators.cohorts import connection
+from operators.helpers import connection
 
-from airflow_provider_healthex.client import pacing
+from airflow_provider_healthex.client import rate_limit
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExRateLimitError
 from airflow_provider_healthex.operators.healthex import HealthExListConsentedPatientsOperator
 from airflow_provider_healthex.sandbox import patients
@@ -19,7 +19,7 @@ DAY = 24 * 3600
 
 @pytest.fixture
 def service(monkeypatch):
-    monkeypatch.setattr(pacing, "_pacers", {})
+    monkeypatch.setattr(rate_limit, "_rate_limits", {})
     running = Service()
     monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", connection(running.url, make_jwt()))
     yield running
@@ -42,15 +42,17 @@ def test_the_sandboxs_consented_patients_are_listed(healthex_sandbox):
     assert not {patients.CONSENT_EXPIRED, patients.CONSENT_NOT_FOUND, patients.CONSENT_REVOKED} & set(found)
 
 
-def test_whose_consent_ends_soon_is_left_out(healthex_sandbox):
+def test_a_patient_whose_consent_ends_soon_is_left_out(healthex_sandbox):
     assert set(listed()) - set(listed(min_days_left=30)) == {patients.CONSENT_ENDS_SOON}
 
 
-def test_days_are_counted_from_now_and_no_end_is_no_reason_to_leave_out(service, task_log):
+def test_days_are_counted_from_now_and_a_consent_without_an_end_is_listed(service, task_log):
     service.answers(says([consent("c", 10.01), consent("b", 9.99), consent("a"), consent("ended", -1)]))
     assert listed(min_days_left=10) == ["a", "c"]
     assert listed() == ["a", "b", "c"]
-    assert "4 patients have consented; 2 are left out" in task_log()
+    assert (
+        "2 of 4 consented patients listed. Consent ends within 10 days, left out: 2. No end reported: 1" in task_log()
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,18 +64,18 @@ def test_chunks_are_ready_to_be_mapped_over(service, size, chunks):
     assert listed(chunk_size=size) == chunks
 
 
-def test_of_nobody_there_is_no_chunk(service):
+def test_without_patients_there_is_no_chunk(service):
     service.answers(says([]))
     assert listed() == []
     assert listed(chunk_size=10) == []
 
 
-def test_more_chunks_than_airflow_maps_over_are_warned_of(service, task_log):
+def test_more_chunks_than_airflow_maps_over_are_logged_as_a_warning(service, task_log):
     service.answers(says([consent(f"p-{number:05}") for number in range(3000)]))
     assert len(listed(chunk_size=3)) == 1000
     assert "chunk_size" not in task_log()
     assert len(listed(chunk_size=2)) == 1500
-    assert "1500 chunks are more than the 1024 Airflow maps over: set chunk_size to 3 or more" in task_log()
+    assert "Too many chunks: 1500, and Airflow maps over at most 1024. Set chunk_size to 3 or more" in task_log()
 
 
 @pytest.mark.parametrize(
@@ -84,13 +86,13 @@ def test_arguments_are_checked_when_the_dag_is_parsed(argument):
         HealthExListConsentedPatientsOperator(task_id="listed", **argument)
 
 
-def test_what_asking_again_cannot_mend_fails_for_good(service):
+def test_a_permanent_error_is_not_retried(service):
     service.answers(status(403))
     with pytest.raises(AirflowFailException, match="403"):
         listed()
 
 
-def test_a_busy_service_is_left_to_airflows_retry(service):
+def test_a_429_is_retryable(service):
     service.answers(status(429, Retry_After="3600"))
     with pytest.raises(HealthExRateLimitError):
         listed()

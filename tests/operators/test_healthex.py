@@ -1,4 +1,4 @@
-"""Asking once, and never again by accident; against the sandbox's API."""
+"""The operator for one patient requests once, and not again by accident; against the sandbox's API."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException
+from operators.helpers import RefusingStore, Store
 from support import context_of
 
 from airflow_provider_healthex.exceptions import (
@@ -26,7 +27,7 @@ from airflow_provider_healthex.exceptions import (
     HealthExUpdateAmbiguousError,
 )
 from airflow_provider_healthex.operators.healthex import HealthExUpdatePatientOperator
-from airflow_provider_healthex.operators.journal import StateStoreError
+from airflow_provider_healthex.operators.journal import Journal, StateStoreError
 from airflow_provider_healthex.sandbox import patients
 
 REASONS = {
@@ -40,42 +41,13 @@ REASONS = {
 }
 
 
-class Store:
-    """The task's state store, which Airflow 3.3 has; its place in a real Airflow is tested end to end."""
-
-    def __init__(self):
-        self.values = {}
-
-    def get(self, key, default=None):
-        return json.loads(self.values[key]) if key in self.values else default
-
-    def set(self, key, value, *, retention=None):
-        assert value is not None
-        self.values[key] = json.dumps(value)
-
-
-class AwayAfter(Store):
-    """A state store that takes so many writes and no more."""
-
-    def __init__(self, writes):
-        super().__init__()
-        self.writes = writes
-
-    def set(self, key, value, **arguments):
-        self.writes -= 1
-        if self.writes < 0:
-            raise RuntimeError("the API server answered 500")
-        super().set(key, value, **arguments)
-
-
 def operator(patient_id=patients.IN_PROGRESS, **arguments):
     return HealthExUpdatePatientOperator(task_id="refresh", patient_id=patient_id, **arguments)
 
 
-def lost_since(baseline, project_id=None):
-    """What a try that was killed while asking leaves in the store."""
-    subject = [project_id, patients.IN_PROGRESS]
-    return {"series": [0, 0], "subject": subject, "requested_at": baseline, "answer": None}
+def intent(requested_at, project_id="project-demo"):
+    """What a try that was killed during its request leaves in the store."""
+    return {"series": [0, 0], "project_id": project_id, "open": {patients.IN_PROGRESS: requested_at}, "outcomes": {}}
 
 
 def run(task, store=None, max_tries=0, clears=None):
@@ -88,7 +60,7 @@ def run(task, store=None, max_tries=0, clears=None):
     return task.execute(context)
 
 
-def test_it_returns_what_healthex_answered(healthex_sandbox):
+def test_the_result_is_healthexs_answer(healthex_sandbox):
     before = datetime.now(timezone.utc)
     answer = run(operator())
     assert set(answer) == {
@@ -110,25 +82,25 @@ def test_it_returns_what_healthex_answered(healthex_sandbox):
     assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
 
 
-def test_a_partial_update_is_warned_of(healthex_sandbox, task_log):
+def test_a_partial_update_is_logged_as_a_warning(healthex_sandbox, task_log):
     assert run(operator(patients.PARTIAL))["skipped_facilities_count"] > 0
     assert "Partial update" in task_log()
 
 
 @pytest.mark.parametrize(("patient", "reason"), REASONS.items())
 class TestPatientAction:
-    def test_it_fails_for_good_with_the_reason(self, healthex_sandbox, patient, reason):
+    def test_fail_fails_the_task_without_a_retry_and_with_the_reason(self, healthex_sandbox, patient, reason):
         with pytest.raises(AirflowFailException, match=reason) as caught:
             run(operator(patient))
         assert isinstance(caught.value.__cause__, HealthExPatientActionNeeded)
         assert caught.value.__cause__.reason == reason
         assert caught.value.__cause__.patient_id == patient
 
-    def test_it_skips(self, healthex_sandbox, patient, reason):
+    def test_skip_skips_the_task(self, healthex_sandbox, patient, reason):
         with pytest.raises(AirflowSkipException, match=reason):
             run(operator(patient, on_patient_action="skip"))
 
-    def test_it_returns_for_branching(self, healthex_sandbox, patient, reason):
+    def test_return_returns_the_answer(self, healthex_sandbox, patient, reason):
         answer = run(operator(patient, on_patient_action="return"))
         assert answer["message"] == "PATIENT_ACTION_NEEDED"
         assert answer["patient_action_needed_reason"] == reason
@@ -142,14 +114,14 @@ class TestPatientAction:
         (patients.PROJECT_PAUSED, HealthExRequestError),
     ],
 )
-def test_what_asking_again_cannot_mend_fails_for_good(healthex_sandbox, patient, error):
+def test_a_permanent_error_is_not_retried(healthex_sandbox, patient, error):
     with pytest.raises(AirflowFailException) as caught:
         run(operator(patient))
     assert type(caught.value.__cause__) is error
 
 
 @pytest.mark.parametrize("patient", ["", "..", "two\nlines", "17d4\u200b", " 17d4", 694061, None, ["17d4"]])
-def test_an_id_that_cannot_be_one_is_refused_when_the_dag_is_parsed_and_before_any_request(healthex_sandbox, patient):
+def test_an_unusable_id_is_refused_when_the_dag_is_parsed_and_before_any_request(healthex_sandbox, patient):
     with pytest.raises(HealthExConfigurationError, match=r"^patient_id "):
         operator(patient)
     task = operator("{{ patient }}")
@@ -164,31 +136,31 @@ def test_an_id_that_cannot_be_one_is_refused_when_the_dag_is_parsed_and_before_a
 @pytest.mark.parametrize(
     "argument", [{"project_id": 694061}, {"project_id": "a "}, {"skip_interactive": "yes"}, {"durable": "yes"}]
 )
-def test_other_arguments_are_refused_when_the_dag_is_parsed(argument):
+def test_other_unusable_arguments_are_refused_when_the_dag_is_parsed(argument):
     with pytest.raises(HealthExConfigurationError, match=next(iter(argument))):
         operator(**argument)
 
 
-def test_a_project_that_a_template_made_a_number_is_named(healthex_sandbox):
+def test_a_project_that_a_template_made_a_number_is_refused_by_name(healthex_sandbox):
     task = operator(project_id="{{ project }}")
     task.project_id = 694061
     with pytest.raises(AirflowFailException, match=r"^project_id must be text \(got int 694061\)"):
         run(task)
 
 
-def test_a_mapped_id_that_cannot_be_one_is_not_retried(healthex_sandbox):
+def test_an_unusable_mapped_id_is_not_retried(healthex_sandbox):
     with DAG("mapped_patients", schedule=None):
         mapped = HealthExUpdatePatientOperator.partial(task_id="refresh").expand(patient_id=["a "])
     with pytest.raises(AirflowFailException, match="SPACE"):
         run(mapped.unmap({"patient_id": "a "}))
 
 
-def test_a_404_says_that_the_patient_may_never_have_been_added(healthex_sandbox):
+def test_the_error_of_a_404_names_a_patient_never_added_as_a_cause(healthex_sandbox):
     with pytest.raises(AirflowFailException, match="never added"):
         run(operator(patients.UNKNOWN))
 
 
-def test_an_expired_token_fails_for_good_and_nothing_is_sent(healthex_sandbox, monkeypatch):
+def test_an_expired_token_is_not_retried_and_nothing_is_sent(healthex_sandbox, monkeypatch):
     token = healthex_sandbox.token(expires_in=-120)
     connection = {"conn_type": "healthex", "host": healthex_sandbox.api_url, "password": token}
     monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", json.dumps(connection))
@@ -199,7 +171,7 @@ def test_an_expired_token_fails_for_good_and_nothing_is_sent(healthex_sandbox, m
     assert healthex_sandbox.asked(patients.IN_PROGRESS) == 0
 
 
-def test_a_refused_token_fails_for_good(healthex_sandbox):
+def test_a_rejected_token_is_not_retried(healthex_sandbox):
     healthex_sandbox.faults.add("update", 401, times=2)
     with pytest.raises(AirflowFailException) as caught:
         run(operator())
@@ -207,7 +179,7 @@ def test_a_refused_token_fails_for_good(healthex_sandbox):
 
 
 @pytest.mark.parametrize(("status", "error"), [(429, HealthExRateLimitError), (503, HealthExServerError)])
-def test_a_busy_service_is_left_to_airflows_retry(healthex_sandbox, status, error):
+def test_a_rejection_with_retry_after_is_retryable(healthex_sandbox, status, error):
     healthex_sandbox.faults.add("update", status, retry_after=3600)
     with pytest.raises(error) as caught:
         run(operator())
@@ -215,7 +187,7 @@ def test_a_busy_service_is_left_to_airflows_retry(healthex_sandbox, status, erro
     assert healthex_sandbox.accepted(patients.IN_PROGRESS) == 0
 
 
-def test_a_dead_service_is_left_to_airflows_retry(healthex_sandbox, monkeypatch):
+def test_a_service_that_cannot_be_reached_is_retryable(healthex_sandbox, monkeypatch):
     connection = {"conn_type": "healthex", "host": "http://127.0.0.1:9", "password": "token"}
     monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", json.dumps(connection))
     monkeypatch.setattr("airflow_provider_healthex.client.retries.TRIES", 1)
@@ -225,20 +197,20 @@ def test_a_dead_service_is_left_to_airflows_retry(healthex_sandbox, monkeypatch)
 
 @pytest.mark.parametrize("fault", ["cut", "cut_after", "garbage", 500, 502, 503, 504])
 class TestAmbiguous:
-    def test_it_fails_for_good_and_is_asked_once(self, healthex_sandbox, fault):
+    def test_fail_requests_once_and_is_not_retried(self, healthex_sandbox, fault):
         healthex_sandbox.faults.add("update", fault)
         with pytest.raises(AirflowFailException) as caught:
             run(operator())
         assert isinstance(caught.value.__cause__, HealthExUpdateAmbiguousError)
         assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
 
-    def test_it_is_left_to_airflows_retry_where_that_is_wanted(self, healthex_sandbox, fault):
+    def test_retry_leaves_the_error_to_airflows_retry(self, healthex_sandbox, fault):
         healthex_sandbox.faults.add("update", fault)
         with pytest.raises(HealthExUpdateAmbiguousError):
             run(operator(on_ambiguous="retry"))
         assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
 
-    def test_it_is_assumed_to_have_started_where_that_is_wanted(self, healthex_sandbox, fault):
+    def test_assume_started_returns_an_ambiguous_update_in_progress(self, healthex_sandbox, fault):
         healthex_sandbox.faults.add("update", fault)
         answer = run(operator(on_ambiguous="assume_started"))
         assert answer["ambiguous"] is True
@@ -249,19 +221,19 @@ class TestAmbiguous:
 
 
 class TestDurable:
-    def test_a_retry_returns_the_answer_that_was_kept(self, healthex_sandbox):
+    def test_a_retry_returns_the_stored_answer(self, healthex_sandbox):
         store = Store()
         first = run(operator(), store)
         assert run(operator(), store) == first
         assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
 
-    def test_a_clear_asks_again(self, healthex_sandbox):
+    def test_a_clear_requests_again(self, healthex_sandbox):
         store = Store()
         run(operator(), store, max_tries=0)
         run(operator(), store, max_tries=1)
         assert healthex_sandbox.asked(patients.IN_PROGRESS) == 2
 
-    def test_a_retry_keeps_to_the_patients_answer_as_well(self, healthex_sandbox):
+    def test_a_retry_fails_by_a_stored_answer_that_needs_patient_action(self, healthex_sandbox):
         store = Store()
         for _ in range(2):
             with pytest.raises(AirflowFailException):
@@ -269,13 +241,13 @@ class TestDurable:
         assert healthex_sandbox.asked(patients.CONSENT_EXPIRED) == 1
 
     @pytest.mark.parametrize("choice", ["fail", "assume_started"])
-    def test_a_try_that_was_killed_while_asking_is_not_repeated(self, healthex_sandbox, choice, monkeypatch):
+    def test_a_try_that_was_killed_during_its_request_is_not_repeated(self, healthex_sandbox, choice, monkeypatch):
         store = Store()
         task = operator(on_ambiguous=choice)
-        killed_at = self.kill_while_asking(task, store, monkeypatch)
+        killed_at = self.kill_during_the_request(task, store, monkeypatch)
         again = operator(on_ambiguous=choice)
         if choice == "fail":
-            with pytest.raises(AirflowFailException, match="before an answer was kept"):
+            with pytest.raises(AirflowFailException, match="before an answer was stored"):
                 run(again, store)
         else:
             answer = run(again, store)
@@ -283,22 +255,22 @@ class TestDurable:
             assert datetime.fromisoformat(answer["requested_at"]) <= killed_at
         assert healthex_sandbox.asked(patients.IN_PROGRESS) == 0
 
-    def test_a_repeated_ambiguous_update_keeps_the_earlier_baseline(self, healthex_sandbox):
+    def test_a_retried_ambiguous_update_keeps_its_requested_at(self, healthex_sandbox):
         store = Store()
         early = "2026-01-01T00:00:00+00:00"
-        store.set("healthex_update", lost_since(early))
+        store.set("healthex_journal_0", intent(early))
         assert run(operator(on_ambiguous="retry"), store)["requested_at"] == early
 
-    def test_a_refused_repetition_of_an_ambiguous_update_keeps_it_ambiguous(self, healthex_sandbox):
+    def test_an_ambiguous_update_whose_retry_is_rejected_stays_ambiguous(self, healthex_sandbox):
         store = Store()
         early = "2026-01-01T00:00:00+00:00"
-        store.set("healthex_update", lost_since(early))
+        store.set("healthex_journal_0", intent(early))
         healthex_sandbox.faults.add("update", 429, retry_after=3600)
         with pytest.raises(HealthExRateLimitError):
             run(operator(on_ambiguous="retry"), store)
-        assert store.get("healthex_update")["requested_at"] == early
+        assert Journal(store, project_id="project-demo").ambiguous_since(patients.IN_PROGRESS) == early
 
-    def test_what_was_refused_is_asked_again(self, healthex_sandbox):
+    def test_a_retry_requests_again_after_a_rejection(self, healthex_sandbox):
         store = Store()
         healthex_sandbox.faults.add("update", 429, retry_after=3600)
         with pytest.raises(HealthExRateLimitError):
@@ -306,24 +278,22 @@ class TestDurable:
         assert run(operator(), store)["message"] == "IN_PROGRESS_NO_ACTION_NEEDED"
         assert healthex_sandbox.accepted(patients.IN_PROGRESS) == 1
 
-    def test_what_fails_before_anything_is_sent_is_not_taken_for_asked(self, healthex_sandbox, monkeypatch):
+    def test_a_failure_before_the_request_stores_nothing(self, healthex_sandbox, monkeypatch):
         store = Store()
         task = operator()
 
-        def secrets_backend_is_away(*args):
-            raise RuntimeError("away")
+        def secrets_backend_fails(*args):
+            raise RuntimeError("the backend timed out")
 
         monkeypatch.setattr("airflow_provider_healthex.hooks.connection.DELAYS", ())
-        monkeypatch.setattr(
-            "airflow_provider_healthex.hooks.connection.BaseHook.get_connection", secrets_backend_is_away
-        )
+        monkeypatch.setattr("airflow_provider_healthex.hooks.connection.BaseHook.get_connection", secrets_backend_fails)
         with pytest.raises(HealthExConnectionError, match="look-up of connection"):
             run(task, store)
         assert store.values == {}
 
-    def test_after_a_clear_that_looks_like_a_retry_it_says_what_to_do(self, healthex_sandbox, monkeypatch, task_log):
+    def test_a_clear_that_looks_like_a_retry_is_explained(self, healthex_sandbox, monkeypatch, task_log):
         killed, answered = Store(), Store()
-        self.kill_while_asking(operator(), killed, monkeypatch)
+        self.kill_during_the_request(operator(), killed, monkeypatch)
         run(operator(), answered)
         task = operator()
         task.retries = 2
@@ -333,8 +303,8 @@ class TestDurable:
         assert "Clear it once more, now that it is not running" in task_log()
 
     @pytest.mark.parametrize("writes", [1, 0])
-    def test_a_store_that_is_away(self, healthex_sandbox, writes, task_log):
-        store = AwayAfter(writes)
+    def test_a_refused_write_stops_an_unsent_request_alone(self, healthex_sandbox, writes, task_log):
+        store = RefusingStore.after(writes)
         if writes:
             answer = run(operator(), store)
             assert answer["message"] == "IN_PROGRESS_NO_ACTION_NEEDED"
@@ -345,12 +315,12 @@ class TestDurable:
                 run(operator(), store)
         assert healthex_sandbox.asked(patients.IN_PROGRESS) == writes
 
-    def test_a_store_that_is_away_hides_no_rejection(self, healthex_sandbox):
+    def test_a_refused_write_hides_no_rejection(self, healthex_sandbox):
         with pytest.raises(AirflowFailException, match="404"):
-            run(operator(patients.UNKNOWN), AwayAfter(1))
+            run(operator(patients.UNKNOWN), RefusingStore.after(1))
         healthex_sandbox.faults.add("update", "cut")
         with pytest.raises(AirflowFailException) as caught:
-            run(operator(), AwayAfter(1))
+            run(operator(), RefusingStore.after(1))
         assert isinstance(caught.value.__cause__, HealthExUpdateAmbiguousError)
 
     def test_a_try_killed_while_it_waits_to_retry_a_rejection_was_not_requested(self, healthex_sandbox, monkeypatch):
@@ -369,34 +339,40 @@ class TestDurable:
         assert "ambiguous" not in run(operator(), store)
         assert healthex_sandbox.accepted(patients.IN_PROGRESS) == 1
 
-    def test_an_answer_for_another_patient_is_not_this_ones(self, healthex_sandbox):
+    def test_a_stored_answer_for_another_patient_is_ignored(self, healthex_sandbox):
         store = Store()
         run(operator(patients.PARTIAL), store)
         assert run(operator(patients.IN_PROGRESS), store)["patient_id"] == patients.IN_PROGRESS
         assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
 
-    def test_what_was_asked_is_told_though_the_token_has_ended(self, healthex_sandbox, monkeypatch):
+    def test_a_retry_with_the_connections_project_as_argument_requests_nothing_again(self, healthex_sandbox):
+        store = Store()
+        first = run(operator(), store)
+        assert run(operator(project_id=healthex_sandbox.project_id), store) == first
+        assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
+
+    def test_an_ambiguous_update_is_returned_also_with_an_expired_token(self, healthex_sandbox, monkeypatch):
         store = Store()
         early = "2026-01-01T00:00:00+00:00"
-        store.set("healthex_update", lost_since(early, healthex_sandbox.project_id))
+        store.set("healthex_journal_0", intent(early, healthex_sandbox.project_id))
         token = healthex_sandbox.token(expires_in=-120)
         connection = {"conn_type": "healthex", "host": healthex_sandbox.api_url, "password": token}
         monkeypatch.setenv("AIRFLOW_CONN_HEALTHEX_DEFAULT", json.dumps(connection))
         answer = run(operator(project_id=healthex_sandbox.project_id, on_ambiguous="assume_started"), store)
         assert (answer["requested_at"], answer["ambiguous"], answer["organization_id"]) == (early, True, None)
 
-    def test_switched_off_nothing_is_kept(self, healthex_sandbox):
+    def test_without_durable_nothing_is_stored(self, healthex_sandbox):
         store = Store()
         run(operator(durable=False), store)
         assert store.values == {}
 
-    def test_what_is_kept_holds_no_token(self, healthex_sandbox):
+    def test_the_store_holds_no_token(self, healthex_sandbox):
         store = Store()
         run(operator(), store)
-        assert "eyJ" not in store.values["healthex_update"]
+        assert "eyJ" not in "".join(store.values.values())
 
     @staticmethod
-    def kill_while_asking(task, store, monkeypatch):
+    def kill_during_the_request(task, store, monkeypatch):
         class Killed(BaseException):
             pass
 
@@ -414,12 +390,12 @@ def test_after_on_kill_waits_end_at_once_and_nothing_is_sent(healthex_sandbox):
     healthex_sandbox.faults.add("update", 429, times=5, retry_after=60)
     task = operator()
 
-    def kill_once_asked():
+    def kill_once_requested():
         while healthex_sandbox.asked(patients.IN_PROGRESS) == 0:
             time.sleep(0.01)
         task.on_kill()
 
-    killer = threading.Thread(target=kill_once_asked, daemon=True)
+    killer = threading.Thread(target=kill_once_requested, daemon=True)
     killer.start()
     began = time.monotonic()
     with pytest.raises(HealthExRateLimitError):

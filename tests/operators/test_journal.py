@@ -1,38 +1,25 @@
-"""What a try knows of the earlier ones, wherever they ended, and whether it is their retry."""
+"""The journal: what a retry reads of earlier tries, wherever they ended, and how it is told from a clear."""
 
 from __future__ import annotations
 
 from datetime import datetime, timezone
 
 import pytest
-from operators.cohorts import Store
+from operators.helpers import RefusingStore, Store
 
-from airflow_provider_healthex.operators.journal import Attempt, CohortJournal, StateStoreError, UpdateJournal
-from airflow_provider_healthex.operators.outcomes import Outcome
+from airflow_provider_healthex.operators.journal import Attempt, Journal, StateStoreError
+from airflow_provider_healthex.operators.outcomes import PatientOutcome
 
-SINCE = datetime(2026, 11, 22, 17, 40, 5, tzinfo=timezone.utc)
+REQUESTED_AT = "2026-11-22T17:40:05+00:00"
 CLEARED = Attempt(max_tries=1, clear_number=1, try_number=2)
 
 
-def started(patient_id):
-    return Outcome(patient_id, "in_progress", requested_at=SINCE)
+def accepted(patient_id):
+    return PatientOutcome(patient_id, "accepted", requested_at=REQUESTED_AT)
 
 
 def read(store, attempt=Attempt()):  # noqa: B008
-    return {name: outcome.kind for name, outcome in CohortJournal(store, attempt).outcomes.items()}
-
-
-class Away(Store):
-    """A state store that takes no write from the n-th on."""
-
-    def __init__(self, first=1):
-        super().__init__()
-        self.first = first
-
-    def set(self, key, value, **arguments):
-        if self.sets + 1 >= self.first:
-            raise RuntimeError("the API server answered 500")
-        super().set(key, value, **arguments)
+    return {name: outcome.kind for name, outcome in Journal(store, attempt).outcomes.items()}
 
 
 # A retry or a clear. Each try: (max_tries, clear_number, retries, try_number), as Airflow 3.3.2 has them.
@@ -49,81 +36,76 @@ TRIES = {
     "another task cleared before a retry": ([(2, 0, 2, 1), (2, 1, 2, 2)], 1),
     "another task cleared twice, retries between": ([(3, 0, 3, 1), (3, 1, 3, 2), (3, 2, 3, 3)], 1),
     "another task cleared, then this one": ([(2, 0, 2, 1), (2, 1, 2, 2), (4, 2, 2, 3)], 2),
-    # What remains:
+    # Not covered:
     "cleared while running, its old count left": ([(2, 0, 2, 1), (2, 1, 2, 2)], 1),
     "retries 2 to 1 and another task cleared before a retry": ([(2, 0, 2, 1), (2, 1, 1, 2)], 2),
 }
 
 
 @pytest.mark.parametrize(("tries", "requested"), TRIES.values(), ids=TRIES.keys())
-class TestARetryAndAClear:
-    def test_one_patient_is_requested_once_a_series(self, tries, requested):
+class TestRetryAndClear:
+    def test_an_ambiguous_patient_stays_ambiguous_within_a_series(self, tries, requested):
         store, count = Store(), 0
         for each in tries:
-            journal = UpdateJournal(store, Attempt(*each), ["project", "a"])
-            if journal.answer is None:
-                assert journal.may_have_started_at is None
-                journal.begin()
-                journal.end({"number": count})
+            journal = Journal(store, Attempt(*each))
+            if journal.ambiguous_since("a") is None:
+                journal.checkpoint(["a"])
                 count += 1
         assert count == requested
 
-    def test_an_ambiguous_patient_is_known_within_a_series(self, tries, requested):
-        store, count = Store(), 0
-        for each in tries:
-            journal = UpdateJournal(store, Attempt(*each), ["project", "a"])
-            if journal.may_have_started_at is None:
-                journal.begin()
-                count += 1
-        assert count == requested
-
-    def test_a_cohort_is_requested_once_a_series(self, tries, requested):
+    def test_an_accepted_patient_is_requested_once_a_series(self, tries, requested):
         store, count = Store(), 0
         for number, each in enumerate(tries):
-            journal = CohortJournal(store, Attempt(*each))
+            journal = Journal(store, Attempt(*each))
             if "a" not in journal.outcomes:
                 journal.checkpoint(["a"])
-                journal.note(started("a"))
+                journal.record(accepted("a"))
                 count += 1
             journal.checkpoint([f"b{number}"])  # each try leaves pages of its own
         assert count == requested
 
 
-def test_a_clear_of_the_run_within_a_series_is_known():
+def test_a_clear_of_another_task_within_a_series_is_reported():
     store = Store()
-    UpdateJournal(store, Attempt(2, 0, 2, 1), ["p", "a"]).begin()
-    assert not UpdateJournal(store, Attempt(2, 0, 2, 2), ["p", "a"]).run_was_cleared
-    assert UpdateJournal(store, Attempt(2, 1, 2, 2), ["p", "a"]).run_was_cleared
-    CohortJournal(store, Attempt(2, 0, 2, 1)).checkpoint(["a"])
-    assert not CohortJournal(store, Attempt(2, 0, 2, 2)).run_was_cleared
-    assert CohortJournal(store, Attempt(2, 1, 2, 2)).run_was_cleared
+    Journal(store, Attempt(2, 0, 2, 1)).checkpoint(["a"])
+    assert not Journal(store, Attempt(2, 0, 2, 2)).run_was_cleared
+    assert Journal(store, Attempt(2, 1, 2, 2)).run_was_cleared
 
 
-def test_another_series_sees_nothing_of_this_one_even_with_fewer_pages():
+def test_another_series_reads_no_page_of_an_older_one_even_with_fewer_pages():
     store = Store()
     for patient_id in "abc":
-        CohortJournal(store).checkpoint([patient_id])
+        Journal(store).checkpoint([patient_id])
     assert read(store, CLEARED) == {}
-    CohortJournal(store, CLEARED).checkpoint(["d"])
+    Journal(store, CLEARED).checkpoint(["d"])
     assert read(store, CLEARED) == {"d": "ambiguous"}
 
 
-# What is kept of a cohort
+def test_a_retry_for_another_project_reads_nothing_of_this_one():
+    store = Store()
+    for patient_id in "ab":
+        Journal(store, project_id="first").checkpoint([patient_id])
+    assert Journal(store, project_id="second").outcomes == {}
+    Journal(store, project_id="second").checkpoint(["c"])
+    assert list(Journal(store, project_id="second").outcomes) == ["c"]
+
+
+# What a retry reads
 
 
 def test_a_patient_in_flight_without_an_outcome_is_ambiguous():
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint(["a", "b"])
     assert read(store) == {"a": "ambiguous", "b": "ambiguous"}
-    journal.note(started("a"))
+    journal.record(accepted("a"))
     journal.checkpoint(["b", "c"])
-    assert read(store) == {"a": "in_progress", "b": "ambiguous", "c": "ambiguous"}
+    assert read(store) == {"a": "accepted", "b": "ambiguous", "c": "ambiguous"}
 
 
 def test_a_patient_no_longer_in_flight_was_not_requested():
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint(["a", "b"])
     journal.checkpoint(["b"])
     assert read(store) == {"a": "not_requested", "b": "ambiguous"}
@@ -131,128 +113,121 @@ def test_a_patient_no_longer_in_flight_was_not_requested():
     assert read(store) == {"a": "ambiguous", "b": "ambiguous"}
 
 
-def test_an_ambiguous_update_dates_from_when_it_was_about_to_be_sent():
+def test_the_requested_at_of_an_open_patient_is_the_moment_of_the_write():
     store, before = Store(), datetime.now(timezone.utc).replace(microsecond=0)
-    CohortJournal(store).checkpoint(["a"])
-    assert before <= CohortJournal(store).may_have_started_at("a") <= datetime.now(timezone.utc)
+    Journal(store).checkpoint(["a"])
+    assert before <= datetime.fromisoformat(Journal(store).ambiguous_since("a")) <= datetime.now(timezone.utc)
 
 
 @pytest.mark.parametrize(
     "outcome",
     [
-        started("a"),
-        Outcome("a", "needs_patient", reason="CONSENT_EXPIRED"),
-        Outcome("a", "ambiguous", requested_at=SINCE, status_code=500),
-        Outcome("a", "failed", status_code=429, error="HealthExRateLimitError", again=True),
-        Outcome("a", "not_requested"),
+        accepted("a"),
+        PatientOutcome("a", "needs_patient_action", reason="CONSENT_EXPIRED"),
+        PatientOutcome.ambiguous("a", REQUESTED_AT, status_code=500),
+        PatientOutcome("a", "failed", status_code=429, error="HealthExRateLimitError", retryable=True),
+        PatientOutcome("a", "not_requested"),
     ],
 )
-def test_an_outcome_is_read_as_it_was_noted(outcome):
+def test_an_outcome_is_read_as_it_was_written(outcome):
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint(["a"])
-    journal.note(outcome)
+    journal.record(outcome)
     journal.checkpoint()
-    assert CohortJournal(store).outcomes == {"a": outcome}
+    assert Journal(store).outcomes == {"a": outcome}
 
 
 def test_outcomes_on_later_pages_close_what_earlier_ones_opened():
     store = Store()
-    journal = CohortJournal(store)
-    everybody = [f"patient-{number}" for number in range(600)]
-    journal.checkpoint(everybody[:2])
-    for number, earlier in enumerate(everybody[:-2]):
-        journal.note(started(earlier))
-        journal.checkpoint(everybody[number + 1 : number + 3])
+    journal = Journal(store)
+    cohort = [f"patient-{number}" for number in range(600)]
+    journal.checkpoint(cohort[:2])
+    for number, earlier in enumerate(cohort[:-2]):
+        journal.record(accepted(earlier))
+        journal.checkpoint(cohort[number + 1 : number + 3])
     assert len(store.values) > 2
     kinds = read(store)
-    assert [name for name, kind in kinds.items() if kind == "ambiguous"] == everybody[-2:]
+    assert [name for name, kind in kinds.items() if kind == "ambiguous"] == cohort[-2:]
     assert len(kinds) == 600
 
 
-def test_each_try_goes_on_after_the_pages_of_the_last():
+def test_each_try_writes_after_the_pages_of_earlier_tries():
     store = Store()
     for patient_id in "abc":
-        journal = CohortJournal(store)
+        journal = Journal(store)
         journal.checkpoint([patient_id])
-        journal.note(started(patient_id))
+        journal.record(accepted(patient_id))
         journal.checkpoint()
-    assert read(store) == dict.fromkeys("abc", "in_progress")
+    assert read(store) == dict.fromkeys("abc", "accepted")
     assert len(store.values) == 3
 
 
 def test_a_patient_who_is_ambiguous_twice_keeps_the_first_requested_at():
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint(["a"])
-    journal.note(Outcome("a", "ambiguous", requested_at=SINCE))
+    journal.record(PatientOutcome.ambiguous("a", REQUESTED_AT))
     journal.checkpoint()
-    CohortJournal(store).checkpoint(["a"])
-    assert CohortJournal(store).may_have_started_at("a") == SINCE
+    Journal(store).checkpoint(["a"])
+    assert Journal(store).ambiguous_since("a") == REQUESTED_AT
 
 
 def test_a_failed_patient_in_flight_again_is_ambiguous():
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint(["a"])
-    journal.note(Outcome("a", "failed", error="HealthExRateLimitError", again=True))
+    journal.record(PatientOutcome("a", "failed", error="HealthExRateLimitError", retryable=True))
     journal.checkpoint()
-    CohortJournal(store).checkpoint(["a"])
+    Journal(store).checkpoint(["a"])
     assert read(store) == {"a": "ambiguous"}
 
 
-def test_a_rejected_repetition_leaves_an_ambiguous_patient_ambiguous():
+def test_an_ambiguous_patient_whose_retry_is_rejected_stays_ambiguous():
     store = Store()
-    CohortJournal(store).checkpoint(["a"])
-    again = CohortJournal(store)
+    Journal(store).checkpoint(["a"])
+    again = Journal(store)
     again.checkpoint(["a", "b"])
     again.checkpoint()
     assert read(store) == {"a": "ambiguous", "b": "not_requested"}
 
 
-def test_nothing_is_written_where_there_is_nothing_new():
+def test_a_checkpoint_without_news_writes_nothing():
     store = Store()
-    journal = CohortJournal(store)
+    journal = Journal(store)
     journal.checkpoint()
     journal.checkpoint(["a"])
     journal.checkpoint(["a"])
     assert store.sets == 1
 
 
-# Where the store takes no write
+# A store that refuses writes
 
 
-def test_an_intent_that_cannot_be_written_stops_the_request():
+def test_a_refused_intent_raises():
+    journal = Journal(RefusingStore.after(0))
     with pytest.raises(StateStoreError, match="RuntimeError: the API server answered 500"):
-        UpdateJournal(Away()).begin()
-    journal = CohortJournal(Away())
-    with pytest.raises(StateStoreError):
         journal.checkpoint(["a"])
-    assert journal.unanswered == ()
+    journal.break_off()
+    assert journal.outcomes == {}
 
 
-def test_an_answer_that_cannot_be_written_fails_nothing(caplog):
-    journal = UpdateJournal(Away(2))
-    journal.begin()
-    journal.end({"requested_at": "2026-01-01T00:00:00+00:00"})
-    assert "took no write" in caplog.text
-
-
-def test_outcomes_that_cannot_be_written_are_logged(caplog):
-    journal = CohortJournal(Away(2))
+def test_refused_outcomes_are_logged_and_raise_nothing_without_a_patient_in_flight(caplog):
+    journal = Journal(RefusingStore.after(1))
     journal.checkpoint(["a"])
-    journal.note(started("a"))
-    journal.keep()
-    assert '{"a": {"kind": "in_progress", "requested_at": "2026-11-22T17:40:05+00:00"}}' in caplog.text
+    journal.record(accepted("a"))
+    journal.checkpoint()
+    assert "refused a write" in caplog.text
+    assert '{"a": {"kind": "accepted", "requested_at": "2026-11-22T17:40:05+00:00"}}' in caplog.text
 
 
-def test_outcomes_are_written_once_the_store_is_back():
-    store = Away(2)
-    journal = CohortJournal(store)
+def test_outcomes_are_written_once_the_store_accepts_writes_again():
+    store = RefusingStore.after(1)
+    journal = Journal(store)
     journal.checkpoint(["a"])
-    journal.note(started("a"))
+    journal.record(accepted("a"))
     with pytest.raises(StateStoreError):
         journal.checkpoint(["b"])
-    store.first = 99
-    journal.keep()
-    assert read(store) == {"a": "in_progress"}
+    store.refuses = lambda store: False
+    journal.flush()
+    assert read(store) == {"a": "accepted"}

@@ -1,4 +1,4 @@
-"""A user's DAG, before a type checker and on Airflow."""
+"""A DAG with outputs as arguments: for a type checker, and on Airflow."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from openssh import OpenSsh
 from s3_faults import ACCESS_DENIED, FaultyS3
 from support import aws_connection, s3_client, utc_now
 
-from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
+from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor, HealthExDataArrivalSensor
 
 PATH = "d/{projectId}/{healthexPatientId}/"
 FOLDER = "d/project-1/patient-1/"
@@ -57,6 +57,7 @@ class Place(ABC):
     """A real server that deliveries land on, and the sensor that waits there."""
 
     kind: type[Any]
+    cohort_kind: type[Any]
     #: The arguments that the sensors call otherwise.
     path_argument: str
     manifest_argument: str
@@ -101,6 +102,10 @@ class Place(ABC):
         """Return a sensor; ``path`` and ``manifest`` are what it calls them."""
         return self.kind(**self.arguments(mode, **changes))
 
+    def cohort_sensor(self, mode: str = "poke", **changes: Any) -> Any:
+        """Return a sensor for a cohort; ``path`` and ``manifest`` are what it calls them."""
+        return self.cohort_kind(**self.arguments(mode, **changes))
+
     def rendered_sensor(self, mode: str = "poke", **changes: Any) -> Any:
         """Return a sensor whose arguments were templates, and are rendered now."""
         fixed = self.arguments(mode)
@@ -144,6 +149,7 @@ class S3Place(Place):
     """A bucket of moto's."""
 
     kind = HealthExDataArrivalSensor
+    cohort_kind = HealthExCohortArrivalSensor
     path_argument, manifest_argument = "bucket_key", "manifest_key"
     nowhere = r"NoSuchBucket to the worker .*bucket 'no-such-bucket'"
     refused = r"AccessDenied to the worker \(ListObjectsV2, bucket"
@@ -163,7 +169,7 @@ class S3Place(Place):
         return {"bucket_name": self.bucket, "botocore_config": config}
 
     def storages(self) -> tuple[type, type]:
-        from airflow_provider_healthex.s3 import AsyncBucket, Bucket
+        from airflow_provider_healthex.storage.s3 import AsyncBucket, Bucket
 
         return Bucket, AsyncBucket
 
@@ -206,14 +212,18 @@ class SftpPlace(Place):
     refused = r"worker, listing the SFTP server .*SFTPPermissionDenied"
 
     def __init__(self, server: OpenSsh) -> None:
-        from airflow_provider_healthex.sensors.sftp import HealthExSftpDataArrivalSensor
+        from airflow_provider_healthex.sensors.sftp import (
+            HealthExSftpCohortArrivalSensor,
+            HealthExSftpDataArrivalSensor,
+        )
 
         self.kind = HealthExSftpDataArrivalSensor
+        self.cohort_kind = HealthExSftpCohortArrivalSensor
         self.server = server
         (server.served / "d").mkdir()
 
     def storages(self) -> tuple[type, type]:
-        from airflow_provider_healthex.sftp import AsyncSftpServer, SftpServer
+        from airflow_provider_healthex.storage.sftp import AsyncSftpServer, SftpServer
 
         return SftpServer, AsyncSftpServer
 

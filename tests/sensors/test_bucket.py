@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
-from airflow_provider_healthex.s3 import AwsAccess, Bucket
 from airflow_provider_healthex.sensors.bucket import bucket_and_paths
+from airflow_provider_healthex.storage.s3 import AwsAccess, Bucket
 
 ACCESS_POINT = "arn:aws:s3:eu-central-1:123456789012:accesspoint/deliveries"
 BUCKETS = [

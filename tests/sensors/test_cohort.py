@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
 from support import MODES, Bucket, context_of, run_sensor, run_trigger, utc_now
 
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
-from airflow_provider_healthex.sensors import cohort as module
+from airflow_provider_healthex.sensors import results as module
 from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor
 
 PATH = "d/{projectId}/{healthexPatientId}/"
@@ -294,7 +294,7 @@ def test_a_fraction_is_a_fraction(bucket, value):
 #: What is wrong whatever a template may become, and what the error says.
 MISTAKES = [
     ({"bucket_key": "d/{projectId}/"}, "doesn't name the patient"),
-    ({"bucket_key": "d/{patientId}/"}, "none of its variables"),
+    ({"bucket_key": "d/{patientId}/"}, "not one of its variables"),
     ({"bucket_key": "d/{healthexPatientId}*", "wildcard_match": True}, "begins or ends alike"),
     ({"bucket_key": ["a/{healthexPatientId}/", "b/{healthexPatientId}/"]}, "2 paths"),
     ({"bucket_name": None}, "No bucket"),
@@ -332,7 +332,10 @@ def test_a_literal_argument_that_cannot_be_used_is_refused_when_the_dag_is_parse
         ({"bucket_key": "d/{externalId}/"}, "2 of 3 patients have none"),
         ({"update": cohort("p-1", "p-1")}, "same path as another"),
         ({"manifest_key": "d/project-1/p-2/m.jsonl"}, "outside the path"),
-        ({"bucket_key": "d/*/{healthexPatientId}-*", "wildcard_match": True, "marker": "_OK"}, "nobody's"),
+        (
+            {"bucket_key": "d/*/{healthexPatientId}-*", "wildcard_match": True, "marker": "_OK"},
+            "belongs to several patients",
+        ),
         ({"update": cohort(*map(str, range(10_001)))}, "10,001 patients"),
     ],
 )
@@ -394,10 +397,10 @@ class TestSizes:
         with pytest.raises(TaskDeferred) as deferred:
             sensor(bucket, "deferred", update=update).execute(context_of(None))
         _, kwargs = deferred.value.trigger.serialize()
-        members = kwargs["expectation"]["members"]
-        assert members[0] == ["p-1", 0]
-        assert members[1][0] == "p-2"
-        assert 88 <= members[1][1] <= 92
+        patients = kwargs["expectation"]["patients"]
+        assert patients[0] == ["p-1", 0]
+        assert patients[1][0] == "p-2"
+        assert 88 <= patients[1][1] <= 92
         assert "mrn" not in json.dumps(kwargs)
 
     def test_ten_thousand_are_deferred_in_half_a_megabyte(self, bucket):
@@ -434,7 +437,7 @@ class TestDeferred:
             waiting.execute_complete(
                 context_of(waiting), {"status": "arrived", "message": "", "missing": "0"}, time.time() + 9
             )
-        assert deferred.value.trigger.deadline > time.time()
+        assert deferred.value.trigger.schedule.deadline > time.time()
 
     def test_where_no_triggerer_reported_what_arrived_counts(self, bucket):
         bucket.put("d/project-1/p-1/a.json")

@@ -200,7 +200,7 @@ def test_a_worker_that_cannot_see_what_the_triggerer_saw_keeps_to_the_deadline(b
     def throttled(self, steps):
         return Waiting("S3 did not answer the worker (SlowDown), asking again")
 
-    monkeypatch.setattr("airflow_provider_healthex.s3.Bucket.look", throttled)
+    monkeypatch.setattr("airflow_provider_healthex.storage.s3.Bucket.run", throttled)
     began = time.monotonic()
     with pytest.raises(AirflowSensorTimeout, match="SlowDown"):
         run_sensor(waiting)

@@ -8,8 +8,7 @@ from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferr
 from sensors.places import arguments, update
 from support import MODES, aws_connection, context_of, run_sensor, utc_now
 
-from airflow_provider_healthex.sensors.cohort import HealthExCohortArrivalSensor
-from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
+from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor, HealthExDataArrivalSensor
 
 HINT = "No key is exactly 'd/{healthexPatientId}', but 1 object lies below it: end the path with '/'"
 

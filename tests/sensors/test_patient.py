@@ -206,8 +206,8 @@ def test_healthexs_own_template_is_refused_when_the_dag_is_parsed(place: Place, 
 
 #: What is wrong whatever a template may become, and what the error says.
 MISTAKES = [
-    ({"path": "d/{patientId}/"}, r"none of its variables"),
-    ({"path": "d/{healthexPatientId/"}, r"none of its variables"),
+    ({"path": "d/{patientId}/"}, r"not one of its variables"),
+    ({"path": "d/{healthexPatientId/"}, r"not one of its variables"),
     ({"path": "d/{externalId}/"}, r"give external_id"),
     ({"path": "d/{healthexPatientId}*", "wildcard_match": True}, r"begins or ends alike"),
     ({"path": "d/{projectId}{healthexPatientId}/"}, r"touches another variable"),
@@ -517,7 +517,7 @@ class TestExecutionTimeout:
         def alarm(*args: object) -> None:
             raise AirflowTaskTimeout("Timeout, PID: 1")
 
-        monkeypatch.setattr(type(waiting), "_look", alarm)
+        monkeypatch.setattr(type(waiting), "_run", alarm)
         with pytest.raises(AirflowTaskTimeout, match=r"^execution_timeout of 30 s exceeded"):
             run_sensor(waiting)
 
@@ -583,7 +583,7 @@ def test_one_that_never_can_be_is_a_timeout(place: Place, mode, monkeypatch, air
 
 def raise_first(monkeypatch, storage: type, troubles: list[Exception]) -> None:
     """Let a storage's pokes raise these errors, and then go on."""
-    look = storage.look
+    look = storage.run
 
     def failing(self, steps):
         if troubles:
@@ -595,7 +595,7 @@ def raise_first(monkeypatch, storage: type, troubles: list[Exception]) -> None:
             raise troubles.pop()
         return await look(self, steps)
 
-    monkeypatch.setattr(storage, "look", failing_async if inspect.iscoroutinefunction(look) else failing)
+    monkeypatch.setattr(storage, "run", failing_async if inspect.iscoroutinefunction(look) else failing)
 
 
 @pytest.mark.parametrize("mode", MODES)

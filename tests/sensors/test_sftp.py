@@ -28,8 +28,9 @@ asyncssh = pytest.importorskip("asyncssh", reason="the extra sftp isn't installe
 from odd_sftp import OddSftp  # noqa: E402
 
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError  # noqa: E402
-from airflow_provider_healthex.sensors.sftp import STORE_KEY, HealthExSftpDataArrivalSensor  # noqa: E402
-from airflow_provider_healthex.sftp import LONGEST_LOOK, PATIENCE  # noqa: E402
+from airflow_provider_healthex.sensors.memory import STORE_KEY  # noqa: E402
+from airflow_provider_healthex.sensors.sftp import HealthExSftpDataArrivalSensor  # noqa: E402
+from airflow_provider_healthex.storage.sftp import POKE_LIMIT, REQUEST_LIMIT  # noqa: E402
 
 HOUR = 3600
 
@@ -428,8 +429,8 @@ class TestWhoMayNot:
 class TestServersThatHang:
     @pytest.fixture(autouse=True)
     def impatient(self, monkeypatch) -> None:
-        monkeypatch.setattr("airflow_provider_healthex.sftp.PATIENCE", 1)
-        monkeypatch.setattr("airflow_provider_healthex.sftp.GOODBYE", 0.5)
+        monkeypatch.setattr("airflow_provider_healthex.storage.sftp.REQUEST_LIMIT", 1)
+        monkeypatch.setattr("airflow_provider_healthex.storage.sftp.CLOSE_LIMIT", 0.5)
 
     @pytest.fixture
     def silent(self) -> Iterator[int]:
@@ -464,7 +465,7 @@ class TestServersThatHang:
                 run_sensor(sensor(mode, path="d/", manifest_path="m/one.jsonl"))
 
     def test_many_slow_folders_do_not_outlast_the_deadline_by_much(self, mode, monkeypatch, airflow_database):
-        monkeypatch.setattr("airflow_provider_healthex.sftp.LONGEST_LOOK", 1)
+        monkeypatch.setattr("airflow_provider_healthex.storage.sftp.POKE_LIMIT", 1)
 
         async def slow_and_endless(_: object, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
             await asyncio.sleep(0.3)
@@ -667,7 +668,7 @@ class TestTheWorkersLastLook:
 def test_airflow_leaves_the_triggerer_time_for_a_last_look_at_a_server_that_hangs(d: OpenSsh):
     with pytest.raises(TaskDeferred) as caught:
         sensor("deferred", timeout=100).execute(context_of(sensor()))
-    assert caught.value.timeout > timedelta(seconds=100 + LONGEST_LOOK + PATIENCE)
+    assert caught.value.timeout > timedelta(seconds=100 + POKE_LIMIT + REQUEST_LIMIT)
 
 
 @pytest.mark.parametrize("argument", [{"path": "d/{healthexPatientId}.tmp"}, {"marker": "done.part"}])

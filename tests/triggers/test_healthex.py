@@ -12,18 +12,20 @@ import pytest
 import s3_faults as s3
 from support import aws_connection, run_trigger, utc_now
 
-from airflow_provider_healthex.delivery import CohortExpectation, Expectation, Member, expand
-from airflow_provider_healthex.delivery.schedule import PokeSchedule
-from airflow_provider_healthex.triggers.arrival import WaitingLog, waiting_line
-from airflow_provider_healthex.triggers.healthex import HealthExCohortArrivalTrigger, HealthExDataArrivalTrigger
+from airflow_provider_healthex.delivery import ArrivalRule, Expectation, Patient
+from airflow_provider_healthex.delivery.schedule import PokeSchedule, WaitingLog, waiting_line
+from airflow_provider_healthex.triggers.healthex import HealthExDataArrivalTrigger
+
+
+def expected(*patient_ids: str) -> Expectation:
+    patients = tuple(Patient(patient_id, utc_now() - timedelta(minutes=1)) for patient_id in patient_ids)
+    return Expectation(("d/{healthexPatientId}/",), {}, patients, ArrivalRule(quiet_period=0))
 
 
 def trigger(bucket_name, **changes):
-    target = expand("d/{healthexPatientId}/", {"healthexPatientId": "patient-1"})
-    expectation = Expectation(targets=(target,), since=utc_now() - timedelta(minutes=1), quiet_period=0)
     arguments = {
         "bucket_name": bucket_name,
-        "expectation": expectation.to_dict(),
+        "expectation": expected("patient-1").to_dict(),
         "waiting_for": "patient patient-1",
         "deadline": time.time() + 20,
         "poke_interval": 0.2,
@@ -43,12 +45,14 @@ def test_another_triggerer_goes_on_with_the_same_arguments():
 
 def test_a_delivery_is_told_in_few_words(bucket):
     bucket.put("d/patient-1/a.json")
-    assert run_trigger(trigger(bucket.name)) == {"status": "arrived", "message": ""}
+    assert run_trigger(trigger(bucket.name)) == {"status": "arrived", "message": "", "missing": "0", "listing": {}}
 
 
 def test_a_restarted_triggerer_keeps_the_deadline(bucket):
     late = trigger(bucket.name, deadline=time.time() - 60, poke_interval=3600)
-    assert run_trigger(late) == {"status": "timed_out", "message": "no objects under d/{healthexPatientId}/"}
+    event = run_trigger(late)
+    assert (event["status"], event["missing"]) == ("timed_out", "1")
+    assert event["message"] == "no objects under d/{healthexPatientId}/"
 
 
 def test_there_is_a_last_look_at_the_deadline(bucket):
@@ -74,7 +78,7 @@ STUCK = [s3.HALF_A_CHUNK, s3.WRONG_CHUNKS, s3.DRIPPING, s3.SILENCE]
 
 @pytest.fixture
 def stuck_server(request, monkeypatch):
-    monkeypatch.setattr("airflow_provider_healthex.s3.REQUEST_LIMIT", 0.7)
+    monkeypatch.setattr("airflow_provider_healthex.storage.s3.REQUEST_LIMIT", 0.7)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with s3.FaultyS3() as server:
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", aws_connection(server.endpoint_url))
@@ -83,12 +87,7 @@ def stuck_server(request, monkeypatch):
 
 
 def cohort_trigger(**changes):
-    members = (Member("patient-1", 0), Member("patient-2", 0))
-    expectation = CohortExpectation(
-        "d/{healthexPatientId}/", {}, utc_now() - timedelta(minutes=1), members, quiet_period=0
-    )
-    given = {"waiting_for": "a cohort", "poke_interval": 0.2, "aws": {"aws_conn_id": "aws_default"}, **changes}
-    return HealthExCohortArrivalTrigger(bucket_name="bucket", expectation=expectation.to_dict(), **given)
+    return trigger("bucket", expectation=expected("patient-1", "patient-2").to_dict(), **changes)
 
 
 @pytest.mark.parametrize("stuck_server", STUCK, indirect=True, ids=str)
@@ -100,7 +99,7 @@ class TestAnAnswerThatDoesNotEnd:
     def test_is_given_up_for_a_cohort(self, stuck_server):
         stuck_server.script(s3.listing("d/patient-1/a.json", "d/patient-2/a.json"))
         event = run_trigger(cohort_trigger(deadline=time.time() + 60))
-        assert event == {"status": "arrived", "message": "", "missing": "0"}
+        assert (event["status"], event["missing"]) == ("arrived", "0")
 
     def test_does_not_hold_the_deadline(self, stuck_server):
         stuck_server.script(STUCK * 9)
@@ -115,7 +114,7 @@ def test_a_defect_is_an_event_that_a_retry_may_pass(bucket, monkeypatch):
     def broken(*args):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("airflow_provider_healthex.triggers.healthex.look", broken)
+    monkeypatch.setattr("airflow_provider_healthex.delivery.arrival.ArrivalWait.poke", broken)
     assert run_trigger(trigger(bucket.name)) == {"status": "broken", "message": "ZeroDivisionError"}
 
 
@@ -171,7 +170,7 @@ class TestWaitingLog:
     def test_else_there_is_a_line_every_ten_minutes(self, log, lines, monkeypatch):
         now = time.time()
         for minutes in range(31):
-            monkeypatch.setattr("airflow_provider_healthex.triggers.arrival.time.time", lambda m=minutes: now + m * 60)
+            monkeypatch.setattr("airflow_provider_healthex.delivery.schedule.time.time", lambda m=minutes: now + m * 60)
             log.note("no objects")
         assert len(lines) == 4
 

@@ -1,0 +1,101 @@
+"""
+When a delivery has arrived: enough fresh data objects, and no more of them for a while. The only place that says so.
+
+A patient, a cohort, the feed, S3 and SFTP all decide by this rule. They differ in how objects are listed, and in whose
+clock dates them: a listing answers whether an object is fresh, and for how long nothing has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from airflow_provider_healthex.delivery.template import Target
+from airflow_provider_healthex.moments import whole_seconds
+
+
+class StoredObject(NamedTuple):
+    """
+    One object of a listing. A tuple, because a listing may have a hundred thousand.
+
+    :param key: the whole key or path.
+    :param last_modified: UTC, by the storage's clock.
+    :param size: bytes.
+    :param etag: S3's entity tag, empty on SFTP.
+    """
+
+    key: str
+    last_modified: datetime
+    size: int
+    etag: str = ""
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it was delivered, rather than made by a console to show a folder."""
+        return self.size > 0 or not self.key.endswith("/")
+
+
+@dataclass(frozen=True)
+class ArrivalRule:
+    """
+    What makes a delivery complete enough to be used.
+
+    :param min_objects: fresh data objects that each awaited path has at least.
+    :param quiet_period: seconds since the newest of them.
+    :param marker: name of the file that ends a delivery, or its ending where it starts with a dot; a fresh one replaces
+        the quiet period, and isn't data. HealthEx documents none.
+    :param clock_skew: seconds by which the storage's clock may be behind HealthEx's.
+    """
+
+    min_objects: int = 1
+    quiet_period: float = 300.0
+    marker: str | None = None
+    clock_skew: float = 2.0
+
+    def floor(self, requested_at: datetime) -> datetime:
+        """Return the oldest modification time that is fresh. S3's times are whole seconds, so the request's must be."""
+        return whole_seconds(requested_at) - timedelta(seconds=self.clock_skew)
+
+    def is_enough(self, seen: Seen) -> bool:
+        """Return whether what was seen of a path can be a whole delivery."""
+        return seen.fresh >= self.min_objects and (self.marker is None or seen.marked)
+
+    def is_settled(self, quiet_for: float) -> bool:
+        """Return whether a delivery whose last change is so many seconds ago has ended."""
+        return self.marker is not None or quiet_for >= self.quiet_period
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one poke saw of one path. Numbers only, so that memory grows with the patients, not with the objects."""
+
+    fresh: int = 0
+    stale: int = 0
+    newest_stale: datetime | None = None
+    marked: bool = False  # a fresh marker was there
+
+    def add(
+        self,
+        rows: Iterable[StoredObject],
+        target: Target,
+        marker: str | None,
+        is_fresh: Callable[[StoredObject], bool],
+    ) -> list[StoredObject]:
+        """Count the rows that belong to the path, and return the fresh data objects among them."""
+        fresh = []
+        for row in rows:
+            if not row.is_data:
+                continue
+            if marker and target.holds_marker(row.key, marker):
+                self.marked = self.marked or is_fresh(row)
+            elif target.matches(row.key):
+                if is_fresh(row):
+                    fresh.append(row)
+                    continue
+                self.stale += 1
+                if self.newest_stale is None or row.last_modified > self.newest_stale:
+                    self.newest_stale = row.last_modified
+        self.fresh += len(fresh)
+        return fresh

@@ -1,0 +1,310 @@
+"""
+Which ``ListObjectsV2`` requests show some patients' objects, without making them.
+
+A poke wants the objects of its missing patients only. One cursor walks their stretches of keys in key order (`scan`).
+Each request lists what follows the cursor or, where that is further, the next stretch's start; so a page serves as many
+patients as it reaches, and what lies between them is skipped where it is longer than a page. With ``N`` keys under the
+stretches' common prefix, ``n_i`` in stretch ``i`` and 1,000 in a full page this costs:
+
+* Every page but the last is full, lies under the common prefix, and starts behind the page before it. So there are at
+  most ``floor(N / 1000) + 1`` requests.
+* Charge a request to the first stretch that isn't finished then. No key lies between where it starts to read and that
+  stretch's keys: so a full page either ends behind the stretch, which is then finished, or holds 1,000 of its keys. So
+  there are at most ``sum(floor(n_i / 1000) + 1)`` requests.
+
+Both hold, hence the lesser does. ``floor(n / 1000) + 1`` is ``max(1, ceil(n / 1000))``, but for a stretch of exactly
+1,000, 2,000, … keys: its last page doesn't show that nothing follows.
+
+Where a path starts alike for all patients (a glob before the id), everything under that start is listed instead
+(`scan_all`), and `owners` knows whose it is.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from os.path import commonprefix
+from typing import Any
+
+from airflow_provider_healthex.delivery.arrival import Expectation
+from airflow_provider_healthex.delivery.owners import Owners
+from airflow_provider_healthex.delivery.plan import Plan, Steps, Take, alone, together
+from airflow_provider_healthex.delivery.rule import StoredObject
+from airflow_provider_healthex.delivery.stretches import Stretch, are_disjoint, stretches
+from airflow_provider_healthex.delivery.template import Target
+from airflow_provider_healthex.exceptions import HealthExConfigurationError
+from airflow_provider_healthex.moments import utc_now
+
+Page = Mapping[str, Any]
+#: Arguments of a ``list_objects_v2``, without the bucket.
+Request = dict[str, Any]
+
+#: Paths that are listed side by side.
+WIDTH = 8
+
+#: So many pages without a row may follow each other.
+MAX_EMPTY_PAGES = 100
+
+_UNSORTED = (
+    "its keys are not in order: use a general purpose bucket; directory buckets (S3 Express) and some other stores "
+    "list in no order"
+)
+
+
+class UnusableListing(HealthExConfigurationError):
+    """A storage lists so that arrival can't be decided, and will again; the text names no key."""
+
+
+class IncompleteListing(Exception):
+    """A listing broke off without saying so: nothing may be decided on what it showed. Another may be whole."""
+
+
+class S3Listing:
+    """
+    How the objects of a wait are listed in a bucket. S3's own clock dates them, and the pages that show them.
+
+    :param clock: this machine's, for a storage that sends no ``Date``.
+    """
+
+    confirmation: float | None = None
+    needs_objects = False
+
+    def __init__(
+        self,
+        expectation: Expectation,
+        targets: Sequence[Sequence[Target]],
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.clock = clock
+        self.stretches = [stretches(index, own) for index, own in enumerate(targets)]
+        self.owners: Owners | None = None
+        disjoint = are_disjoint(one for own in self.stretches for one in own)
+        self.is_everything = not disjoint and len(targets) == 1  # a glob that starts with a star
+        if not disjoint and not self.is_everything:
+            ids = [patient.values for patient in expectation.patients]
+            first = [own[0] for own in targets]
+            self.owners = Owners(expectation.shared_path(), ids, first, expectation.rule.marker)
+
+    def start(self) -> S3Poke:
+        """Start a poke."""
+        return S3Poke(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what pokes have shown so far: nothing that another process needs."""
+        return {}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Continue with what another process saw."""
+
+
+class S3Poke:
+    """One listing of some patients' objects in a bucket."""
+
+    def __init__(self, listing: S3Listing) -> None:
+        self._listing = listing
+        self._now = datetime.min.replace(tzinfo=timezone.utc)
+
+    def list(self, indices: Sequence[int], take: Take) -> Plan[None]:
+        """Plan the requests."""
+        listing = self._listing
+        if listing.owners is not None:
+            now = yield from alone(scan_all(listing.owners.prefix, listing.owners.hand_out(set(indices), take)))
+        elif listing.is_everything:
+            now = yield from alone(scan_all("", lambda rows: take(0, rows)))
+        else:
+            # A scan for each path: a policy may grant these prefixes (s3:prefix), and not what they have in common.
+            paths: dict[int, list[Stretch]] = {}
+            for one in (one for index in indices for one in listing.stretches[index]):
+                paths.setdefault(one.path, []).append(one)
+            moments = yield from together((scan(own, take) for own in paths.values()), WIDTH)
+            now = min(filter(None, moments), default=None)
+        self._now = now or listing.clock()
+
+    def is_fresh(self, index: int, row: StoredObject, floor: datetime) -> bool:
+        """Return whether an object was written since the request."""
+        return row.last_modified >= floor
+
+    def quiet_for(self, index: int, fresh: Sequence[StoredObject], newest: datetime | None) -> float:
+        """Return the age of a patient's newest object by S3's clock, in seconds."""
+        return (self._now - newest).total_seconds() if newest else 0.0
+
+    def obstacle(self, index: int) -> str | None:
+        """Return None: S3 shows everything, or answers with an error."""
+        return None
+
+    def remark(self) -> str:
+        """Return an empty text."""
+        return ""
+
+    def state(self, index: int) -> object:
+        """Return None: an object of S3 is whole or not there."""
+        return None
+
+
+class S3Source:
+    """How a feed lists everything under a path in a bucket: all of it at each poll, by S3's clock."""
+
+    def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
+        self._clock = clock
+        self.now = 0
+
+    def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
+        """Plan one listing."""
+        now = yield from alone(scan_all(target.prefix, take))
+        self.now = int((now or self._clock()).timestamp())
+
+    def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
+        """Return the age of each delivery's newest object, in seconds."""
+        return {digest: self.now - newest for digest, (newest, _) in deliveries.items()}
+
+
+def scan(some: Iterable[Stretch], take: Take) -> Steps[datetime | None]:
+    """
+    Walk disjoint stretches in key order.
+
+    :param take: called with a stretch's owner and some of its rows, as often as pages hold some.
+    :returns: the storage's clock by the first page, or None.
+    :raises UnusableListing: where keys are not in order, or of another prefix.
+    :raises IncompleteListing: where a listing breaks off.
+    """
+    ordered = sorted(some)
+    if not ordered:
+        return None
+    now: datetime | None = None
+    pages, position = _Pages(), 0
+    request: Request | None = _request(pages.last, ordered[0], ordered[-1])
+    while request is not None:
+        page = yield request
+        now = now or server_time(page)
+        rows, is_last = pages.rows(request, page), not is_truncated(page)
+        position = _hand_out(rows, ordered, position, None if is_last else pages.last, take)
+        if is_last or position == len(ordered):
+            return now
+        follow = _request(pages.last, ordered[position], ordered[-1])
+        skips = follow["Prefix"] != request["Prefix"] or follow.get("StartAfter") != pages.last
+        request = follow if rows and skips else pages.next_request(request, page)
+    return now
+
+
+def scan_all(prefix: str, take: Callable[[Sequence[StoredObject]], None]) -> Steps[datetime | None]:
+    """Walk everything under a prefix; returns and raises what `scan` does."""
+    now: datetime | None = None
+    pages = _Pages()
+    request: Request | None = {"Prefix": prefix}
+    while request is not None:
+        page = yield request
+        now = now or server_time(page)
+        take(pages.rows(request, page))
+        request = pages.next_request(request, page)
+    return now
+
+
+@dataclass
+class _Pages:
+    """The pages of one walk, checked: a wrong one would give a patient another's files, or half of theirs."""
+
+    last: str = ""  # key so far
+    _tokens: set[str] = field(default_factory=set)
+    _empty: int = 0
+
+    def rows(self, request: Request, page: Page) -> list[StoredObject]:
+        """
+        Return the objects of a page.
+
+        :raises UnusableListing: where one can't be read, isn't of the prefix, or doesn't follow the one before it.
+        """
+        prefix, last, rows = request["Prefix"], self.last, [_stored_object(row) for row in page.get("Contents") or ()]
+        for row in rows:
+            if not row.key.startswith(prefix):
+                raise UnusableListing("a key lies outside the prefix that was requested")
+            if row.key <= last:
+                raise UnusableListing("it lists a key twice" if row.key == last else _UNSORTED)
+            last = row.key
+        self.last = last
+        self._empty = 0 if rows else self._empty + 1
+        if self._empty > MAX_EMPTY_PAGES:
+            raise IncompleteListing(f"{self._empty} pages without a row")
+        return rows
+
+    def next_request(self, request: Request, page: Page) -> Request | None:
+        """
+        Return the arguments for the page after this one, or None after the last.
+
+        :raises IncompleteListing: where the page isn't the last, and there is no way to the next.
+        """
+        if not is_truncated(page):
+            return None
+        token = page.get("NextContinuationToken")
+        if not token:
+            raise IncompleteListing("truncated without a continuation token")
+        if token in self._tokens:
+            raise IncompleteListing("a continuation token was repeated")
+        self._tokens.add(token)
+        return {**request, "ContinuationToken": token}
+
+
+def _request(cursor: str, stretch: Stretch, last: Stretch) -> Request:
+    """Request what follows both the cursor and the stretch's start, and ends with the last of the stretches."""
+    prefix = commonprefix([stretch.prefix, last.prefix])  # noqa: RUF071 - of keys, not of folders
+    start_after = max(cursor, stretch.start_after)
+    is_one_key = stretch.exact and stretch == last  # and sorts first among the keys that it is a prefix of
+    return {
+        "Prefix": prefix,
+        **({"StartAfter": start_after} if start_after >= prefix else {}),
+        **({"MaxKeys": 1} if is_one_key else {}),
+    }
+
+
+def _hand_out(
+    rows: Sequence[StoredObject], ordered: Sequence[Stretch], position: int, last: str | None, take: Take
+) -> int:
+    """
+    Give each stretch its rows, and return the position of the first that may have more.
+
+    :param last: the page's last key where others follow it, or None.
+    """
+    keys, at = [row.key for row in rows], 0
+    while position < len(ordered):
+        stretch = ordered[position]
+        if last is not None and last < stretch.prefix:
+            break
+        at = bisect_left(keys, stretch.prefix, at)
+        until = bisect_left(keys, stretch.end, at)
+        if until > at:
+            take(stretch.owner, rows[at:until])
+        if last is not None and last < stretch.end and not (stretch.exact and last == stretch.prefix):
+            break
+        at, position = until, position + 1
+    return position
+
+
+def is_truncated(page: Page) -> bool:
+    """Return whether other pages follow this one."""
+    return bool(page.get("IsTruncated", page.get("NextContinuationToken")))
+
+
+def _stored_object(row: Any) -> StoredObject:
+    try:
+        stored = StoredObject(row["Key"], row["LastModified"], row["Size"], row.get("ETag") or "")
+        for name, value, kind in zip(("Key", "LastModified", "Size"), stored, (str, datetime, int), strict=False):
+            if not isinstance(value, kind):
+                raise UnusableListing(f"a row's {name} is a {type(value).__name__}, not a {kind.__name__}")
+    except (AttributeError, KeyError, TypeError):
+        missing = [name for name in ("Key", "LastModified", "Size") if not isinstance(row, Mapping) or name not in row]
+        raise UnusableListing(f"a row has no {' and no '.join(missing)}") from None
+    if stored.last_modified.tzinfo is None:
+        raise UnusableListing("a row's LastModified has no time zone")
+    return stored
+
+
+def server_time(page: Page) -> datetime | None:
+    """Return the storage's clock by an answer's ``Date`` header, or None where it has none that can be read."""
+    text = page.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

@@ -1,0 +1,396 @@
+"""
+Which requests show some patients' files on an SFTP server, without making them.
+
+The folders of the awaited patients are listed, and no others. Files grow under their name, or under another and are
+renamed: names of half-written files are known (`PARTIAL`). Symbolic links below the path's literal part are not
+followed: they may lead to another patient's files. The literal part is its author's, and may be one.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any, NamedTuple
+
+from airflow_provider_healthex.delivery.arrival import Expectation
+from airflow_provider_healthex.delivery.owners import Owners
+from airflow_provider_healthex.delivery.plan import Plan, Steps, Take, together
+from airflow_provider_healthex.delivery.rule import StoredObject
+from airflow_provider_healthex.delivery.sftp_clock import FARTHEST_BEHIND, SftpClock, SftpClockPoke, moment
+from airflow_provider_healthex.delivery.stretches import are_disjoint, stretches
+from airflow_provider_healthex.delivery.template import Kind, Target, literal_prefix
+
+#: How uploading programs name a file that isn't whole yet.
+PARTIAL = (".part", ".filepart", ".tmp")
+
+#: Seconds between the two listings that must agree, where pokes are not closer.
+CONFIRMATION = 5.0
+
+#: Folders that are listed side by side.
+WIDTH = 32
+
+_AHEAD = "the server's clock seems to be ahead, and they will count only when they change"
+
+_LINKED = "a part of the path is a symbolic link on the server, which is not followed"
+_NO_TYPES = "the server does not report which entries are folders"
+_NO_TIMES = "the server does not report when files were modified"
+
+
+class EntryType(Enum):
+    """What an entry of a folder is."""
+
+    FILE = "file"
+    FOLDER = "folder"
+    OTHER = "other"  # a symbolic link, a device
+    UNKNOWN = "unknown"  # the server doesn't report it
+
+
+_FOLDERS, _FILES = (EntryType.FOLDER, EntryType.UNKNOWN), (EntryType.FILE, EntryType.UNKNOWN)
+
+
+class Entry(NamedTuple):
+    """One entry of a folder."""
+
+    name: str
+    type: EntryType
+    size: int = 0  # bytes
+    modified: int | None = None  # seconds since the epoch by the server's clock; None where it isn't reported
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Requests the `Entry` at a path, None where there is none; ``follow`` a symbolic link to what it leads to."""
+
+    path: str
+    follow: bool = False
+
+
+@dataclass(frozen=True)
+class ListFolder:
+    """Requests the entries of a folder, None where there is none (any more); the empty path is the account's own."""
+
+    path: str  # ends in "/", or is empty
+
+
+@dataclass(frozen=True)
+class Server:
+    """Requests a short text that is another one for another server, account or folder that paths begin at."""
+
+
+class NoSuchRoot(Exception):
+    """The path's first folder isn't there: the account sees another root than the author, or there is a typo."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.folder = folder
+
+
+class Obstacle(Exception):
+    """Something on the server prevents seeing a patient's files."""
+
+
+class SftpListing:
+    """
+    How the files of a wait are listed on a server. Its clock is inferred (`sftp_clock`).
+
+    :param confirmation: seconds until a second listing must show the same: a file may just be growing.
+    :param clock: this machine's, in epoch seconds.
+    """
+
+    needs_objects = True  # to see a change of any of them
+
+    def __init__(
+        self,
+        expectation: Expectation,
+        targets: Sequence[Sequence[Target]],
+        *,
+        confirmation: float = CONFIRMATION,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.confirmation: float | None = confirmation
+        self.targets = targets
+        self.marker = expectation.rule.marker
+        self.now = clock
+        self.clock = SftpClock(expectation.rule.clock_skew)
+        self.owners: Owners | None = None
+        self.shared: list[Target] = []  # that show every patient's files once
+        paths = [one for index, own in enumerate(targets) for one in stretches(index, own)]
+        if len(targets) > 1 and not are_disjoint(paths):
+            ids, first = [patient.values for patient in expectation.patients], [own[0] for own in targets]
+            self.owners = Owners(expectation.shared_path(), ids, first, self.marker, whole_name)
+            self.shared = [first[one.path] for one in stretches(0, first)]
+
+    def start(self) -> SftpPoke:
+        """Start a poke."""
+        return SftpPoke(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what pokes have shown so far, for another process."""
+        return self.clock.to_dict()
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Continue with what another process of this wait saw."""
+        self.clock.restore(kept)
+
+
+class SftpPoke:
+    """One listing of some patients' files."""
+
+    def __init__(self, listing: SftpListing) -> None:
+        self._listing = listing
+        self._clock = SftpClockPoke(listing.clock, listing.now())
+        self._obstacles: dict[int, str] = {}
+        self._partial: dict[int, list[StoredObject]] = {}
+
+    def list(self, indices: Sequence[int], take: Take) -> Plan[None]:
+        """Plan the requests."""
+        listing = self._listing
+        (server,) = yield [Server()]
+        listing.clock.expect(server)
+        clock = self._clock = SftpClockPoke(listing.clock, listing.now())
+
+        def sort_out(index: int, files: Sequence[StoredObject]) -> None:
+            whole = []
+            for file in files:
+                name = whole_name(file.key)
+                if not any(_belongs(target, name, listing.marker) for target in listing.targets[index]):
+                    continue
+                if name != file.key:
+                    self._partial.setdefault(index, []).append(file)
+                elif clock.is_usable(index, file):
+                    whole.append(file)
+            take(index, whole)
+
+        is_first = listing.clock.first_poke is None
+        if listing.owners is None:
+            wanted = [(index, listing.targets[index]) for index in indices]
+            self._obstacles = yield from list_files(wanted, sort_out, is_first_poke=is_first)
+        elif indices:
+            owned = listing.owners.hand_out(set(indices), sort_out)
+            shared = [(position, [target]) for position, target in enumerate(listing.shared)]
+            found = yield from list_files(shared, lambda _, files: owned(files), is_first_poke=is_first)
+            self._obstacles = {
+                index: text
+                for position, text in found.items()
+                for index in indices
+                if listing.targets[index][0].prefix.startswith(listing.shared[position].prefix)
+            }
+        clock.finish([index for index in indices if index not in self._obstacles], self._obstacles)
+
+    def is_fresh(self, index: int, row: StoredObject, floor: datetime) -> bool:
+        """Return whether a file was written since the request, as far as that can be known."""
+        return self._clock.is_fresh(index, row, floor)
+
+    def quiet_for(self, index: int, fresh: Sequence[StoredObject], newest: datetime | None) -> float:
+        """Return for how many seconds a patient's files have not changed, those still being written included."""
+        if index in self._obstacles:  # not seen isn't gone
+            return 0.0
+        return self._clock.quiet_for(index, [*fresh, *self._partial.get(index, ())])
+
+    def obstacle(self, index: int) -> str | None:
+        """Return what prevented seeing a patient's files."""
+        return self._obstacles.get(index)
+
+    def remark(self) -> str:
+        """Return what a person should know of this listing."""
+        ahead, hidden = self._clock.ahead_count, len(self._obstacles)
+        remark = f"; {ahead:,} dated after the first poke, so {_AHEAD}" if ahead else ""
+        if hidden and len(self._listing.targets) > 1:
+            remark += f"; {hidden:,} patient{'s' if hidden > 1 else ''} can't be seen: {min(self._obstacles.values())}"
+        return remark
+
+    def state(self, index: int) -> object:
+        """Return a digest of a patient's fresh and half-written files."""
+        return self._clock.state(index)
+
+
+class SftpSource:
+    """
+    How a feed lists everything under a path on a server: all of it at each poll.
+
+    The server's clock is unknown: a delivery has settled when nothing of it has changed between polls for so long, by
+    ours.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._changes: dict[str, tuple[tuple[int, int], float]] = {}
+        self._is_first = True
+        self._polled_at = 0.0
+        self.now = 0
+
+    def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
+        """Plan one listing."""
+        yield [Server()]
+        self._polled_at, files = self._clock(), list[StoredObject]()
+        obstacles = yield from list_files(
+            [(0, [target])], lambda _, found: files.extend(found), is_first_poke=self._is_first
+        )
+        if obstacles:
+            raise Obstacle(obstacles[0])
+        self._is_first = False
+        whole = [file for file in files if whole_name(file.key) == file.key]
+        self.now = int(self._polled_at) - FARTHEST_BEHIND
+        take(sorted(whole))
+
+    def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
+        """Return for how many seconds each delivery has not changed between polls."""
+        self._changes = {
+            digest: known if (known := self._changes.get(digest)) and known[0] == state else (state, self._polled_at)
+            for digest, state in deliveries.items()
+        }
+        return {digest: self._polled_at - since for digest, (_, since) in self._changes.items()}
+
+
+def _belongs(target: Target, name: str, marker: str | None) -> bool:
+    return target.matches(name) or bool(marker and target.holds_marker(name, marker))
+
+
+def list_files(
+    targets: Iterable[tuple[int, Sequence[Target]]],
+    take: Take,
+    *,
+    is_first_poke: bool,
+) -> Plan[dict[int, str]]:
+    """
+    List the files of some patients.
+
+    :param targets: each patient's, with the patient's position.
+    :param take: called with a patient's position and all files below their targets.
+    :param is_first_poke: whether a missing first folder is a mistake in the path, rather than trouble.
+    :returns: by position, what prevented seeing a patient's files.
+    :raises NoSuchRoot: at the first poke.
+    """
+    awaited = list(targets)
+    roots = {root for _, own in awaited for one in own if (root := _root(one))}
+    above = Counter(folder for _, own in awaited for one in own for folder in _folders_above(one))
+    shared = [Stat(folder) for folder, count in above.items() if count > 1]
+    followed = {root: Stat(root.rstrip("/"), follow=True) for root in sorted(roots)}
+    known = dict((yield from together(map(_stat, [*followed.values(), *shared]), WIDTH)))
+    missing_roots = {
+        root for root, request in followed.items() if (entry := known[request]) is None or entry.type not in _FOLDERS
+    }
+    if missing_roots and is_first_poke:
+        raise NoSuchRoot(min(missing_roots))
+    obstacles: dict[int, str] = {}
+
+    def walk(index: int, own: Sequence[Target]) -> Steps[None]:
+        files: dict[str, StoredObject] = {}  # once, also where paths overlap
+        try:
+            for target in own:
+                if (root := _root(target)) in missing_roots:
+                    raise Obstacle(f"there is no folder {root} any more")
+                yield from _walk(target, known, files)
+            take(index, list(files.values()))
+        except Obstacle as obstacle:
+            obstacles[index] = str(obstacle)
+
+    yield from together((walk(index, own) for index, own in awaited), WIDTH)
+    return obstacles
+
+
+def whole_name(path: str) -> str:
+    """Return what a half-written file will be called; of others, their path."""
+    ending = next((ending for ending in PARTIAL if path.lower().endswith(ending)), "")
+    return path[: len(path) - len(ending)]
+
+
+def _stat(request: Stat) -> Steps[tuple[Stat, Entry | None]]:
+    return request, (yield request)
+
+
+def _root(target: Target) -> str | None:
+    """Return the first folder of a path's literal part, None where the path itself is that folder."""
+    root = _first_folder(_literal_folder(target))
+    return root if root and not (target.kind is Kind.PREFIX and root == _folder_of(target.prefix)) else None
+
+
+def _literal_folder(target: Target) -> str:
+    return _folder_of(literal_prefix(target.template, wildcard=target.kind is Kind.PATTERN))
+
+
+def _folders_above(target: Target) -> Iterator[str]:
+    """Return the folders that a path leads through below its literal part."""
+    return _between(_literal_folder(target), _folder_of(target.prefix))
+
+
+def _walk(target: Target, known: Mapping[Stat, Entry | None], files: dict[str, StoredObject]) -> Steps[None]:
+    """Collect a target's files."""
+    for request in map(Stat, _folders_above(target)):
+        entry: Entry | None = known[request] if request in known else (yield request)
+        if entry is None:
+            return
+        _refuse_link(entry)
+        if entry.type not in _FOLDERS:
+            return
+    if target.kind is Kind.KEY:
+        entry = yield Stat(target.prefix, follow=target.prefix == target.template)
+        if entry is not None:
+            _refuse_link(entry)
+            if entry.type in _FILES:
+                _add(target.prefix, entry, files)
+        return
+    yield from _descend(_folder_of(target.prefix), target.prefix, files)
+
+
+def _descend(start: str, prefix: str, files: dict[str, StoredObject]) -> Steps[None]:
+    """Collect the files whose paths begin with a prefix, in a folder and those below it; names end in "/"."""
+    folders = [start]
+    while folders:
+        folder = folders.pop()
+        entries: Iterable[Entry] = (yield ListFolder(folder)) or ()
+        for entry in entries:
+            path = folder + entry.name
+            if not f"{path}/".startswith(prefix[: len(path) + 1]):
+                continue
+            kind, known = yield from _inspect(path, entry)
+            if kind is EntryType.UNKNOWN:
+                raise Obstacle(_NO_TYPES)
+            if kind is EntryType.FOLDER:
+                folders.append(f"{path}/")
+            elif kind is EntryType.FILE and path.startswith(prefix):
+                _add(path, known, files)
+
+
+def _inspect(path: str, entry: Entry) -> Steps[tuple[EntryType, Entry]]:
+    """Return what an entry is: some servers follow links where they list a folder, and some leave out what it is."""
+    if entry.type is EntryType.OTHER or (entry.type is EntryType.FILE and entry.modified is not None):
+        return entry.type, entry
+    known: Entry | None = yield Stat(path)
+    if known is None:  # gone
+        return EntryType.OTHER, entry
+    return entry.type if known.type is EntryType.UNKNOWN else known.type, known
+
+
+def _refuse_link(entry: Entry) -> None:
+    if entry.type is EntryType.OTHER:
+        raise Obstacle(_LINKED)
+
+
+def _add(path: str, entry: Entry, files: dict[str, StoredObject]) -> None:
+    if entry.modified is None:
+        raise Obstacle(_NO_TIMES)
+    files[path] = StoredObject(path, moment(entry.modified), entry.size)
+
+
+def _folder_of(path: str) -> str:
+    """Return a path up to its last "/", and with it; empty for the account's own folder."""
+    return "".join(path.rpartition("/")[:2])
+
+
+def _first_folder(folder: str) -> str:
+    """Return the first part of a folder's path, with its "/"; empty where the path begins with no name."""
+    found = re.match(r"/*[^/]+/", folder)
+    return found.group() if found else ""
+
+
+def _between(above: str, folder: str) -> Iterator[str]:
+    """Return the paths of the folders between two, from the outer to the inner, without the outer."""
+    for slash in re.finditer(r"(?<!/)/", folder):
+        if slash.start() >= len(above):
+            yield folder[: slash.start()]

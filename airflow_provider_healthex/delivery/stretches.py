@@ -1,0 +1,56 @@
+"""Where patients' keys can lie among all others: as stretches of their order, by the paths' literal starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import NamedTuple
+
+from airflow_provider_healthex.delivery.template import Kind, Target
+
+_LAST_CHARACTER = "\U0010ffff"
+
+
+class Stretch(NamedTuple):
+    """
+    A stretch of keys: those with a prefix, or one key.
+
+    :param prefix: its literal start; Python's order of strings, by code point, is S3's order of their UTF-8.
+    :param exact: whether it is this one key.
+    :param owner: the position of the patient it belongs to.
+    :param path: the position of the path it is of.
+    """
+
+    prefix: str
+    exact: bool
+    owner: int
+    path: int = 0
+
+    @property
+    def end(self) -> str:
+        """The least text that is greater than every key of the stretch."""
+        return self.prefix + "\0" if self.exact else self.prefix[:-1] + chr(ord(self.prefix[-1]) + 1)
+
+    @property
+    def start_after(self) -> str:
+        """The key to start after, to see the stretch's first key first: no key has that character."""
+        return self.prefix[:-1] + chr(ord(self.prefix[-1]) - 1) + _LAST_CHARACTER
+
+    def covers(self, other: Stretch) -> bool:
+        """Return whether every key of another stretch is one of this."""
+        return other.prefix == self.prefix if self.exact else other.prefix.startswith(self.prefix)
+
+
+def stretches(owner: int, targets: Iterable[Target]) -> list[Stretch]:
+    """Return where a patient's keys can be, without a stretch inside another."""
+    found: list[Stretch] = []
+    for each in sorted(Stretch(one.prefix, one.kind is Kind.KEY, owner, path) for path, one in enumerate(targets)):
+        if not (found and found[-1].covers(each)):
+            found.append(each)
+    return found
+
+
+def are_disjoint(some: Iterable[Stretch]) -> bool:
+    """Return whether no key lies in two stretches, so that each shows one patient's."""
+    ordered = sorted(some)
+    return all(each.prefix for each in ordered) and all(a.end <= b.prefix for a, b in pairwise(ordered))

@@ -1,0 +1,44 @@
+"""Where patients' keys lie among all others."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_healthex.delivery import expand
+from airflow_provider_healthex.delivery.stretches import Stretch, are_disjoint, stretches
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "exact", "disjoint"),
+    [
+        ([], False, True),
+        (["d/a/", "d/a-b/"], False, True),
+        (["d/a-", "d/a-b-"], False, False),
+        (["d/a", "d/a.b"], True, True),
+        (["d/a/", "d/a/"], False, False),
+        ([""], False, False),
+    ],
+)
+def test_stretches_that_share_keys_are_not_disjoint(prefixes, exact, disjoint):
+    assert are_disjoint(Stretch(prefix, exact, 0) for prefix in prefixes) is disjoint
+
+
+@pytest.mark.parametrize(
+    ("paths", "kept"),
+    [
+        (["d/"], [("d/", False)]),
+        (["e/", "d/"], [("d/", False), ("e/", False)]),
+        (["d/", "d/"], [("d/", False)]),
+        (["d", "d"], [("d", True)]),
+        (["d/p/", "d/"], [("d/", False)]),
+        (["d/p", "d/"], [("d/", False)]),
+        (["d", "d/", "d.x"], [("d", True), ("d.x", True), ("d/", False)]),
+        (["d/p*", "d/p", "d/p/"], [("d/p", False)]),
+        (["*", "d/"], [("", False)]),
+    ],
+)
+def test_a_stretch_inside_another_is_left_out(paths, kept):
+    found = stretches(7, [expand(path, {}, wildcard=True) for path in paths])
+    assert [(one.prefix, one.exact) for one in found] == kept
+    assert {one.owner for one in found} == {7}
+    assert all(one.prefix == paths[one.path].partition("*")[0] for one in found)

@@ -34,9 +34,8 @@ from datetime import datetime, timedelta, timezone  # noqa: E402
 from typing import Any  # noqa: E402
 
 import hypothesis  # noqa: E402
-import openssh  # noqa: E402
 import pytest  # noqa: E402
-import support  # noqa: E402
+from helpers import openssh, support  # noqa: E402
 
 # The same examples at each run, however busy the machine is.
 hypothesis.settings.register_profile(

@@ -6,14 +6,13 @@ import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from helpers.sandbox import DELAY, Caller, until
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox.deliveries import DeliveryPath, Scheduler
 from airflow_provider_healthex.sandbox.loop import LoopThread
 from airflow_provider_healthex.sandbox.patients import SCENARIOS
 from airflow_provider_healthex.sandbox.state import Patient
-
-from .conftest import DELAY, Caller, until
 
 MUST_ACT = [scenario.patient_id for scenario in SCENARIOS.values() if scenario.reason]
 REFUSED = [scenario.patient_id for scenario in SCENARIOS.values() if scenario.error]

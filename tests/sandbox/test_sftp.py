@@ -22,14 +22,13 @@ import paramiko
 import psutil
 import pytest
 from airflow.providers.sftp.hooks.sftp import SFTPHook, SFTPHookAsync
-from openssh import OpenSsh, needs_sshd
+from helpers.openssh import OpenSsh, needs_sshd
+from helpers.sandbox import Caller, no_thread_left
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox import sftp as sftp_module
 from airflow_provider_healthex.sandbox.patients import SCENARIOS
 from airflow_provider_healthex.sandbox.sftp import USERNAME, SftpServer
-
-from .conftest import Caller, no_thread_left
 
 IN_PROGRESS = "d/project-demo/patient-in-progress/bundle.json"
 

@@ -1,4 +1,4 @@
-# What people run. Everything lands in .venv (and .venvs, .airflow) inside the checkout; `make clean` removes it.
+# Commands for people. Everything lands in .venv (and .venvs, .airflow) inside the checkout; `make clean` removes it.
 
 PYTHON ?= python3
 # s3 or sftp: how the sandbox delivers to `make demo` and `make airflow`.
@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_CRASH := $(VENV)/.installed-crash
 # Of `make crash`: `--short`, or names of scenarios; see `python -m tests.crash --help`.
 CRASH ?= --write
-# Files in parallel: most of a test's time goes into waiting, as it does for whom it tests.
+# Files in parallel: most of a test's time goes into waiting.
 PARALLEL := -n 3 --no-loadscope-reorder
 # uv from the PATH, or from the package index into the environment itself.
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)

@@ -35,7 +35,7 @@ class Database:
             return rows
 
     def wait_until_parsed(self, dags: Iterable[str], seconds: float = 120) -> None:
-        """Wait until Airflow knows these DAGs."""
+        """Wait until Airflow has parsed these DAGs."""
         dags, deadline = set(dags), time.monotonic() + seconds
         while time.monotonic() < deadline:
             missing = dags - {dag_id for (dag_id,) in self.query("select dag_id from serialized_dag")}

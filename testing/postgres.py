@@ -100,7 +100,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 def version() -> str:
-    """Return what the installed server calls itself."""
+    """Return the installed server's version."""
     shown = subprocess.run([f"{_programs()}/postgres", "--version"], capture_output=True, text=True, check=True)
     return shown.stdout.split()[2]
 

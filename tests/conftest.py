@@ -34,9 +34,8 @@ from datetime import datetime, timedelta, timezone  # noqa: E402
 from typing import Any  # noqa: E402
 
 import hypothesis  # noqa: E402
-import openssh  # noqa: E402
 import pytest  # noqa: E402
-import support  # noqa: E402
+from helpers import openssh, support  # noqa: E402
 
 # The same examples at each run, however busy the machine is.
 hypothesis.settings.register_profile(
@@ -123,10 +122,10 @@ def task_log(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixtur
 
     def read() -> str:
         printed.append(capsys.readouterr().out)
-        told = "".join(printed)
+        output = "".join(printed)
         if support.AIRFLOW == (3, 0):
-            told = re.sub(r"^(.*\[debug *\] Sending request .*MaskSecret.*|[│╭╰].*)$", "", told, flags=re.MULTILINE)
-        return told + caplog.text
+            output = re.sub(r"^(.*\[debug *\] Sending request .*MaskSecret.*|[│╭╰].*)$", "", output, flags=re.MULTILINE)
+        return output + caplog.text
 
     return read
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.loopback import SECRET, Service, make_jwt
 from tenacity import wait_none
 
 from airflow_provider_healthex.client import ApiKey, ClientSettings, HealthExClient, StoredToken, rate_limit, retries
 from airflow_provider_healthex.client import token as tokens
-
-from .loopback import SECRET, Service, make_jwt
 
 
 @pytest.fixture

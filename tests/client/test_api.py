@@ -6,6 +6,7 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
+from helpers.loopback import PATIENT, PROJECT, STARTED, Reply, Service, says, status
 
 from airflow_provider_healthex.client import ApiKey, HealthExClient, StoredToken
 from airflow_provider_healthex.exceptions import (
@@ -17,8 +18,6 @@ from airflow_provider_healthex.exceptions import (
     HealthExRequestError,
     HealthExUpdateAmbiguousError,
 )
-
-from .loopback import PATIENT, PROJECT, STARTED, Reply, Service, says, status
 
 Connect = Callable[..., HealthExClient]
 UTC = timezone.utc

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from helpers.loopback import PROJECT, STARTED, Received, Reply, Service, closed_port, closes, make_jwt, says, status
 
 from airflow_provider_healthex.client import ApiKey, HealthExClient, PatientUpdate, PatientUpdateFailure, StoredToken
 from airflow_provider_healthex.client.bulk import FAILURES_IN_A_ROW
@@ -21,8 +22,6 @@ from airflow_provider_healthex.exceptions import (
     HealthExTokenError,
     HealthExUpdateAmbiguousError,
 )
-
-from .loopback import PROJECT, STARTED, Received, Reply, Service, closed_port, closes, make_jwt, says, status
 
 Connect = Callable[..., HealthExClient]
 

@@ -5,12 +5,11 @@ import threading
 from typing import Any
 
 import pytest
+from helpers.loopback import PATIENT, PROJECT, STARTED, says
 
 from airflow_provider_healthex.client import ClientSettings, HealthExClient, StoredToken
 from airflow_provider_healthex.client.calls import Call, identifier, json_body
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
-
-from .loopback import PATIENT, PROJECT, STARTED, says
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.loopback import PATIENT, PROJECT, Received, Reply, Service, accepted, keeps, raw
 
 from airflow_provider_healthex.client import HealthExClient
 from airflow_provider_healthex.exceptions import (
@@ -18,8 +19,6 @@ from airflow_provider_healthex.exceptions import (
     HealthExNotFoundError,
     HealthExUpdateAmbiguousError,
 )
-
-from .loopback import PATIENT, PROJECT, Received, Reply, Service, accepted, keeps, raw
 
 Connect = Callable[..., HealthExClient]
 

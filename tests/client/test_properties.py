@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from urllib.parse import quote, unquote
 
 import pytest
+from helpers.loopback import PATIENT, PROJECT, STARTED, Service, make_jwt, raw
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -21,8 +22,6 @@ from airflow_provider_healthex.exceptions import (
     HealthExConfigurationError,
     HealthExUpdateAmbiguousError,
 )
-
-from .loopback import PATIENT, PROJECT, STARTED, Service, make_jwt, raw
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=timezone.utc)
 json_values = st.recursive(

@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from helpers.loopback import PROJECT, Received, Reply, Service, status
 
 from airflow_provider_healthex.client import PatientUpdate
 from airflow_provider_healthex.client.cancel import CancelEvent, Cancelled
 from airflow_provider_healthex.client.rate_limit import RateLimit, rate_limit_for
-
-from .loopback import PROJECT, Received, Reply, Service, status
 
 
 def test_requests_of_many_threads_are_spaced_evenly() -> None:

@@ -4,10 +4,9 @@ import json
 import time
 
 import pytest
+from helpers.loopback import make_jwt
 
 from airflow_provider_healthex.client.redaction import LONGEST_DETAIL, clean, detail
-
-from .loopback import make_jwt
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.loopback import PATIENT, PROJECT, STARTED, Reply, Service, closed_port, closes, raw, resets, says, status
 from tenacity import wait_fixed
 
 from airflow_provider_healthex.client import ApiKey, HealthExClient, retries
@@ -30,8 +31,6 @@ from airflow_provider_healthex.exceptions import (
     HealthExServerError,
     HealthExUpdateAmbiguousError,
 )
-
-from .loopback import PATIENT, PROJECT, STARTED, Reply, Service, closed_port, closes, raw, resets, says, status
 
 Connect = Callable[..., HealthExClient]
 UTC = timezone.utc

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from helpers.loopback import PATIENT, PROJECT, SECRET, Reply, Service, make_jwt, raw, says, status
 
 from airflow_provider_healthex.client import ApiKey, HealthExClient, StoredToken
 from airflow_provider_healthex.exceptions import HealthExError
-
-from .loopback import PATIENT, PROJECT, SECRET, Reply, Service, make_jwt, raw, says, status
 
 Connect = Callable[..., HealthExClient]
 STORED, OPAQUE, REQUESTED = make_jwt(jti="stored"), "opaque-0123456789", make_jwt(jti="requested")

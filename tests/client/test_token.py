@@ -9,6 +9,7 @@ from typing import Any
 
 import jwt
 import pytest
+from helpers.loopback import PATIENT, PROJECT, SECRET, STARTED, Reply, Service, closes, make_jwt, raw, says, status
 
 from airflow_provider_healthex.client import ApiKey, HealthExClient, StoredToken
 from airflow_provider_healthex.client.token import check, claims, organization, requested_token
@@ -20,8 +21,6 @@ from airflow_provider_healthex.exceptions import (
     HealthExServerError,
     HealthExTokenError,
 )
-
-from .loopback import PATIENT, PROJECT, SECRET, STARTED, Reply, Service, closes, make_jwt, raw, says, status
 
 Connect = Callable[..., HealthExClient]
 UTC = timezone.utc

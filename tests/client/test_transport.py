@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.loopback import PATIENT, PROJECT, STARTED, Reply, Service, closed_port, raw, says, status
 
 from airflow_provider_healthex import __version__
 from airflow_provider_healthex.client import HealthExClient
@@ -20,8 +21,6 @@ from airflow_provider_healthex.exceptions import (
     HealthExConnectionError,
     HealthExUpdateAmbiguousError,
 )
-
-from .loopback import PATIENT, PROJECT, STARTED, Reply, Service, closed_port, raw, says, status
 
 Connect = Callable[..., HealthExClient]
 MIB = 1024**2

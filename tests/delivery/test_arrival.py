@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from delivery.stores import MemoryS3, RowsListing, poke, run, with_rule
+from helpers.stores import MemoryS3, RowsListing, poke, run, with_rule
 
 from airflow_provider_healthex.delivery import (
     Arrival,

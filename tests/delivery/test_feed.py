@@ -7,7 +7,7 @@ import random
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from delivery.stores import MemoryS3, MemorySftp
+from helpers.stores import MemoryS3, MemorySftp
 
 from airflow_provider_healthex.delivery import feed as module
 from airflow_provider_healthex.delivery.feed import Announced, Feed, seconds

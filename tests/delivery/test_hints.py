@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 import pytest
-from delivery.stores import MemoryS3, run
+from helpers.stores import MemoryS3, run
 
 from airflow_provider_healthex.delivery import expand
 from airflow_provider_healthex.delivery.hints import s3_hint, sftp_hint

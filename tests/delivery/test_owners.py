@@ -7,7 +7,7 @@ import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from delivery.stores import MemoryS3, MemorySftp
+from helpers.stores import MemoryS3, MemorySftp
 
 from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient
 from airflow_provider_healthex.delivery.s3_listing import S3Listing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from delivery.stores import MemoryS3, MemorySftp
+from helpers.stores import MemoryS3, MemorySftp
 from hypothesis import given
 from hypothesis import strategies as st
 

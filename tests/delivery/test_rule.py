@@ -6,7 +6,7 @@ import random
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from delivery.stores import Poked, RowsListing, poke, run
+from helpers.stores import Poked, RowsListing, poke, run
 
 from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient, StoredObject
 

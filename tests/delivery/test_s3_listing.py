@@ -7,9 +7,9 @@ import random
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from delivery.stores import MemoryS3, Poked, poke, run
-from support import Bucket as RealBucket
-from support import s3_client
+from helpers.stores import MemoryS3, Poked, poke, run
+from helpers.support import Bucket as RealBucket
+from helpers.support import s3_client
 
 from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient
 from airflow_provider_healthex.delivery.plan import alone

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from delivery.stores import MemorySftp, Poked, with_rule
+from helpers.stores import MemorySftp, Poked, with_rule
 
 from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient
 

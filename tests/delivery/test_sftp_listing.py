@@ -6,7 +6,7 @@ from collections import Counter
 from datetime import datetime, timezone
 
 import pytest
-from delivery.stores import MemorySftp, Poked
+from helpers.stores import MemorySftp, Poked
 
 from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient, Pause
 from airflow_provider_healthex.delivery.sftp_listing import (

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import openssh
 import pytest
-from end_to_end.running import HAS_APPROVAL, HAS_STATE_STORE, HAS_WATCHERS, VERSION, RunningAirflow, wait_for
-from outreach import address_of
+from helpers import openssh
+from helpers.outreach import address_of
+from helpers.running import HAS_APPROVAL, HAS_STATE_STORE, HAS_WATCHERS, VERSION, RunningAirflow, wait_for
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox.airflow import AirflowHome

@@ -8,7 +8,7 @@ from collections import Counter
 from datetime import datetime
 
 import pytest
-from end_to_end.running import HAS_STATE_STORE, HAS_WATCHERS, wait_for
+from helpers.running import HAS_STATE_STORE, HAS_WATCHERS, wait_for
 
 from airflow_provider_healthex.sandbox import patients
 

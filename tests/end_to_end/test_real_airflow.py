@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from end_to_end.running import HAS_STATE_STORE, VERSION
+from helpers.running import HAS_STATE_STORE, VERSION
 
 from airflow_provider_healthex.sandbox import patients
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from end_to_end.running import HAS_APPROVAL, HAS_WATCHERS, wait_for
-from outreach import address_of, follow, links
+from helpers.outreach import address_of, follow, links
+from helpers.running import HAS_APPROVAL, HAS_WATCHERS, wait_for
 
 from airflow_provider_healthex.sandbox import patients
 

@@ -7,8 +7,8 @@ import re
 import sqlite3
 
 import pytest
-from end_to_end.running import HAS_APPROVAL, wait_for
-from outreach import links
+from helpers.outreach import links
+from helpers.running import HAS_APPROVAL, wait_for
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-import openssh
 import pytest
-from end_to_end.running import VERSION, wait_for
-from sensors.places import FOLDER
-from support import utc_now
+from helpers import openssh
+from helpers.places import FOLDER
+from helpers.running import VERSION, wait_for
+from helpers.support import utc_now
 
 pytestmark = [
     pytest.mark.skipif(not openssh.HAS_SERVER, reason=openssh.MISSING),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import load_dags
+from helpers.support import load_dags
 
 try:
     from airflow.sdk import DAG

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow import __version__ as airflow_version
-from support import load_dags
+from helpers.support import load_dags
 
 HAS_WATCHERS = int(airflow_version.partition(".")[0]) >= 3
 

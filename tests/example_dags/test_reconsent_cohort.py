@@ -8,8 +8,8 @@ import threading
 import time
 
 import pytest
-from outreach import LINK, address_of, follow, links
-from support import load_dags, run_dag, run_sensor, task_states, xcom
+from helpers.outreach import LINK, address_of, follow, links
+from helpers.support import load_dags, run_dag, run_sensor, task_states, xcom
 
 from airflow_provider_healthex.sandbox import patients
 from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor

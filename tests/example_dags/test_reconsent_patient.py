@@ -6,8 +6,8 @@ import json
 import traceback
 
 import pytest
-from outreach import LINK, address_of, follow_the_link, links, people
-from support import load_dags, run_dag, xcom
+from helpers.outreach import LINK, address_of, follow_the_link, links, people
+from helpers.support import load_dags, run_dag, xcom
 
 from airflow_provider_healthex.sandbox import patients
 

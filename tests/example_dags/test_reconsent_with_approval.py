@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from airflow import __version__ as airflow_version
-from outreach import address_of, links
-from support import load_dags, run_dag, xcom
+from helpers.outreach import address_of, links
+from helpers.support import load_dags, run_dag, xcom
 
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.sandbox import patients

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import load_dags, run_dag, task_states, xcom
+from helpers.support import load_dags, run_dag, task_states, xcom
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 

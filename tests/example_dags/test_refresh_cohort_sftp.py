@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from support import load_dags, run_dag, xcom
+from helpers.support import load_dags, run_dag, xcom
 
 from airflow_provider_healthex.sandbox import Sandbox
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from getpass import getuser
 
 import pytest
-from openssh import OpenSsh
-from support import load_dags, run_dag, xcom
+from helpers.openssh import OpenSsh
+from helpers.support import load_dags, run_dag, xcom
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox.sftp import SftpServer

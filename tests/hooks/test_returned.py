@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from support import load_dags, run_dag, xcom
+from helpers.support import load_dags, run_dag, xcom
 
 from airflow_provider_healthex.sandbox import patients
 

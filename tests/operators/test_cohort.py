@@ -10,12 +10,12 @@ import sys
 import threading
 import time
 from datetime import datetime, timezone
-from pathlib import Path
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, AirflowTaskTimeout
-from client.loopback import STARTED, Reply, Service, closes, make_jwt, says, status
-from operators.helpers import PROJECT, RefusingStore, Store, TaskInstance, cohort, connection, run
+from helpers import operators
+from helpers.loopback import STARTED, Reply, Service, closes, make_jwt, says, status
+from helpers.operators import PROJECT, RefusingStore, Store, TaskInstance, cohort, connection, run
 
 from airflow_provider_healthex.client import rate_limit, retries
 from airflow_provider_healthex.exceptions import (
@@ -586,7 +586,7 @@ def check_resumed(service, result, choice, in_flight):
 def kill_9(service, folder, patient_ids, when):
     """Start a worker's process, kill it when the condition holds, and return how often each patient was requested."""
     worker = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("helpers.py"), folder, json.dumps(patient_ids), "8"],
+        [sys.executable, operators.__file__, folder, json.dumps(patient_ids), "8"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     deadline = time.monotonic() + 60

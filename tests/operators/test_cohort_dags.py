@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from airflow import __version__ as airflow_version
-from support import load_dags, run_dag, xcom
+from helpers.support import load_dags, run_dag, xcom
 
 from airflow_provider_healthex.sandbox import patients
 

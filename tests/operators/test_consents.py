@@ -6,8 +6,8 @@ import time
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
-from client.loopback import Service, make_jwt, says, status
-from operators.helpers import connection
+from helpers.loopback import Service, make_jwt, says, status
+from helpers.operators import connection
 
 from airflow_provider_healthex.client import rate_limit
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExRateLimitError

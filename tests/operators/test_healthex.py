@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException
-from operators.helpers import RefusingStore, Store
-from support import context_of
+from helpers.operators import RefusingStore, Store
+from helpers.support import context_of
 
 from airflow_provider_healthex.exceptions import (
     HealthExAuthenticationError,

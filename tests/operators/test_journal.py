@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 import pytest
-from operators.helpers import RefusingStore, Store
+from helpers.operators import RefusingStore, Store
 
 from airflow_provider_healthex.operators.journal import Attempt, Journal, StateStoreError
 from airflow_provider_healthex.operators.outcomes import PatientOutcome

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import load_dags, run_dag, xcom
+from helpers.support import load_dags, run_dag, xcom
 
 from airflow_provider_healthex.sandbox import patients
 

@@ -84,13 +84,13 @@ def test_a_wrong_secret_gives_no_token(sandbox, call):
     }
 
 
-@pytest.mark.parametrize("kind", ["none", "no JWT", "expired", "somebody else's", "a patient's link", "basic"])
-def test_every_endpoint_refuses_a_token_that_does_not_hold(call, sandbox, kind):
+@pytest.mark.parametrize("kind", ["none", "no JWT", "expired", "another key's", "a patient's link", "basic"])
+def test_every_endpoint_refuses_an_invalid_token(call, sandbox, kind):
     authorization = {
         "none": None,
         "no JWT": "Bearer organisation-token",
         "expired": f"Bearer {sandbox.token(expires_in=-60)}",
-        "somebody else's": f"Bearer {Sandbox().token()}",
+        "another key's": f"Bearer {Sandbox().token()}",
         "a patient's link": f"Bearer {sandbox.token(link=patients.IN_PROGRESS)}",
         "basic": f"Basic {sandbox.token()}",
     }[kind]
@@ -124,7 +124,7 @@ def test_an_update_is_accepted(sandbox, call, patient_id):
 
 
 @pytest.mark.parametrize(("patient_id", "reason"), ACTION_NEEDED.items())
-def test_a_patient_must_act(sandbox, call, patient_id, reason):
+def test_patient_action_is_needed(sandbox, call, patient_id, reason):
     answer = call.update(patient_id)
     assert answer.status_code == 201
     assert answer.json() == {"message": "PATIENT_ACTION_NEEDED", "patientActionNeededReason": reason}

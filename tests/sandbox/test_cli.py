@@ -12,10 +12,9 @@ import types
 
 import pytest
 import requests
+from helpers.sandbox import is_free
 
 from airflow_provider_healthex.sandbox import cli, patients
-
-from .conftest import is_free
 
 COMMAND = [sys.executable, "-m", "airflow_provider_healthex.sandbox.cli", "serve", "--port", "0", "--smtp-port", "0"]
 SERVE = [*COMMAND, "--s3-port", "0"]

@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from helpers.sandbox import Caller
 
 from airflow_provider_healthex.sandbox import Sandbox
 from airflow_provider_healthex.sandbox.cohort import OUTCOMES, cohort_scenarios, describe
-
-from .conftest import Caller
 
 THOUSAND = cohort_scenarios(1000, seed=7)
 

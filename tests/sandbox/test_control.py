@@ -33,7 +33,7 @@ def test_a_fault_that_cannot_be_is_refused_with_the_reason(control, fault):
     assert answer.json()["message"]
 
 
-def test_it_tells_what_was_asked_for_a_patient(control, call, sandbox):
+def test_a_patients_requests_are_listed(control, call, sandbox):
     sandbox.faults.add("update", 500)
     call.update(patients.IN_PROGRESS)
     call.update(patients.IN_PROGRESS)
@@ -43,7 +43,7 @@ def test_it_tells_what_was_asked_for_a_patient(control, call, sandbox):
     assert body["requests"][0]["at"] == sandbox.requests(patients.IN_PROGRESS)[0].at.isoformat()
 
 
-def test_nobody_asked_for_an_unknown_patient(control):
+def test_an_unknown_patient_has_no_requests(control):
     assert control("GET", "patients/nobody").json() == {"asked": 0, "accepted": 0, "requests": []}
 
 
@@ -61,7 +61,7 @@ def test_it_lets_a_patient_act(control, call, sandbox, objects, second):
 
 
 @pytest.mark.parametrize("what", ["deliver", "act"])
-def test_an_unknown_patient_neither_acts_nor_gets_anything(control, what):
+def test_an_unknown_patient_is_not_found(control, what):
     assert control("POST", f"patients/nobody/{what}").status_code == 404
 
 

@@ -6,14 +6,13 @@ import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from helpers.sandbox import DELAY, Caller, until
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox.deliveries import DeliveryPath, Scheduler
 from airflow_provider_healthex.sandbox.loop import LoopThread
 from airflow_provider_healthex.sandbox.patients import SCENARIOS
 from airflow_provider_healthex.sandbox.state import Patient
-
-from .conftest import DELAY, Caller, until
 
 MUST_ACT = [scenario.patient_id for scenario in SCENARIOS.values() if scenario.reason]
 REFUSED = [scenario.patient_id for scenario in SCENARIOS.values() if scenario.error]
@@ -113,7 +112,7 @@ def test_delivering_without_a_request(sandbox, objects, second):
     assert sandbox.asked(patients.SEVERAL_FILES) == 0
 
 
-def test_delivering_for_nobody_is_refused(sandbox):
+def test_delivering_for_an_unknown_patient_is_refused(sandbox):
     with pytest.raises(LookupError, match="healthex-sandbox patients"):
         sandbox.deliver("patient-nobody")
 
@@ -133,8 +132,8 @@ def test_events_are_handed_to_the_listener_in_their_order(sandbox, call, events)
     call.update(patients.IN_PROGRESS)
     call.update(patients.CONSENT_EXPIRED)
     sandbox.wait_until_delivered()
-    told = [(event, details["patient_id"]) for event, details in events]
-    assert told == [
+    seen = [(event, details["patient_id"]) for event, details in events]
+    assert seen == [
         ("requested", patients.IN_PROGRESS),
         ("answered", patients.IN_PROGRESS),
         ("requested", patients.CONSENT_EXPIRED),

@@ -1,4 +1,4 @@
-"""What the demo tells, and that it ends as it should."""
+"""The demo's output, and how it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEMO = [sys.executable, "-m", "airflow_provider_healthex.sandbox.cli", "demo", "
 
 
 @pytest.mark.timeout(300)
-def test_by_sftp_it_tells_the_whole_story(tmp_path):
+def test_by_sftp_every_step_is_shown(tmp_path):
     home = ["--airflow-home", str(tmp_path / "airflow")]
     done = subprocess.run([*DEMO, *home], cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -83,15 +83,15 @@ def test_ctrl_c_ends_it_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["S3", "SFTP"])
-def test_of_airflows_log_it_tells_what_belongs_to_the_story(capsys, where):
+def test_of_airflows_log_the_providers_lines_are_shown(capsys, where):
     story = Progress(patients.IN_PROGRESS)
     story.on_log_line("INFO - Task started")
     story.on_log_line("INFO - Waiting: nothing there; patient p, 6:00:00 until the timeout source=x")
     story.on_log_line("INFO - Waiting: nothing there; patient p, 5:59:59 until the timeout source=x")
     story.on_log_line("INFO - Arrived for patient p: 1 object, 2 bytes, modified 2026-11-22T20:28:17+00:00 source=x")
     story.on_log_line(f"INFO - Read from {where}: {{'Patient': 1}} source=x")
-    told = [line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()]
-    assert told == [
+    shown = [line.partition("  ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert shown == [
         "Airflow: Waiting: nothing there; patient p, 6:00:00 until the timeout",
         "Airflow: Arrived for patient p: 1 object, 2 bytes, modified 2026-11-22T20:28:17+00:00",
         f"Airflow: Read from {where}: {{'Patient': 1}}",
@@ -99,6 +99,6 @@ def test_of_airflows_log_it_tells_what_belongs_to_the_story(capsys, where):
     assert story.arrived
 
 
-def test_elsewhere_than_in_a_checkout_it_says_so(tmp_path, capsys):
+def test_outside_a_checkout_the_message_names_the_missing_dag(tmp_path, capsys):
     assert cli.main(["demo", "--delivery", "sftp", "--dags-folder", str(tmp_path)]) == 2
     assert "no refresh_patient_sftp.py" in capsys.readouterr().err

@@ -5,11 +5,10 @@ import time
 
 import pytest
 import requests
+from helpers.sandbox import Caller
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox.faults import Faults
-
-from .conftest import Caller
 
 PATIENT = patients.IN_PROGRESS
 

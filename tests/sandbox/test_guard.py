@@ -40,7 +40,7 @@ EACH = pytest.mark.parametrize("target", ["api", "token", "control", "mails", "u
 
 
 @pytest.fixture
-def ask(sandbox, target):
+def send(sandbox, target):
     method, url = targets(sandbox)[target]
 
     def request(headers: dict[str, str], method: str = method) -> requests.Response:
@@ -86,8 +86,8 @@ def raw(url: str, request: bytes) -> tuple[int, bytes]:
         "",
     ],
 )
-def test_a_rebound_name_is_refused(ask, host):
-    answer = ask({"Host": host})
+def test_a_rebound_name_is_refused(send, host):
+    answer = send({"Host": host})
     assert answer.status_code == 403
     assert "Host must be an address of this machine" in answer.text
     assert answer.headers["Content-Type"].startswith("text/plain")
@@ -109,9 +109,9 @@ def test_a_name_in_the_request_line_counts_as_the_host(sandbox, target):
 @EACH
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost", ""])
-def test_the_pages_of_other_sites_are_refused(sandbox, ask, target, method, origin):
+def test_the_pages_of_other_sites_are_refused(sandbox, send, target, method, origin):
     before = sandbox.asked(patients.IN_PROGRESS)
-    answer = ask({"Origin": origin, "Access-Control-Request-Method": method}, method=method)
+    answer = send({"Origin": origin, "Access-Control-Request-Method": method}, method=method)
     assert answer.status_code == 403
     assert "other sites" in answer.text
     assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
@@ -122,8 +122,8 @@ def test_the_pages_of_other_sites_are_refused(sandbox, ask, target, method, orig
 
 
 @EACH
-def test_its_own_pages_may_call_and_no_other_site_may_read(sandbox, ask, target):
-    answer = ask({"Origin": f"http://{own_authority(sandbox, target)}"})
+def test_its_own_pages_may_call_and_no_other_site_may_read(sandbox, send, target):
+    answer = send({"Origin": f"http://{own_authority(sandbox, target)}"})
     assert answer.status_code != 403
     assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
 

@@ -11,12 +11,11 @@ from html.parser import HTMLParser
 import pytest
 import requests
 from airflow.providers.smtp.hooks.smtp import SmtpHook
+from helpers.sandbox import no_thread_left
 
 from airflow_provider_healthex.sandbox import Sandbox
 from airflow_provider_healthex.sandbox.mail import Mail
 from airflow_provider_healthex.sandbox.wsgi import LARGEST
-
-from .conftest import no_thread_left
 
 
 def connected(sandbox: Sandbox) -> smtplib.SMTP:

@@ -3,11 +3,10 @@ from __future__ import annotations
 import time
 
 import pytest
+from helpers.sandbox import Caller
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox.service import RateLimit
-
-from .conftest import Caller
 
 
 class Clock:

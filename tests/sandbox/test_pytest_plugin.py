@@ -17,7 +17,7 @@ def test_the_fixture_connects_and_starts_each_test_afresh(pytester: pytest.Pytes
 
         HOSTS = set()
 
-        def ask(sandbox, patient_id):
+        def update(sandbox, patient_id):
             connection = json.loads(os.environ["AIRFLOW_CONN_HEALTHEX_DEFAULT"])
             HOSTS.add(connection["host"])
             return requests.post(
@@ -26,11 +26,11 @@ def test_the_fixture_connects_and_starts_each_test_afresh(pytester: pytest.Pytes
                 json={}, headers={"Authorization": f"Bearer {sandbox.token()}"}, timeout=10,
             )
 
-        def test_asks(healthex_sandbox):
+        def test_updates(healthex_sandbox):
             patient_id = healthex_sandbox.patients.IN_PROGRESS
             healthex_sandbox.faults.add("update", 500)
             healthex_sandbox.faults.add("update", 503)
-            assert ask(healthex_sandbox, patient_id).status_code == 500
+            assert update(healthex_sandbox, patient_id).status_code == 500
             assert healthex_sandbox.asked(patient_id) == 1
             assert healthex_sandbox.deliver(patient_id) == ["d/project-demo/patient-in-progress/bundle.json"]
             healthex_sandbox.s3_client().put_object(Bucket=healthex_sandbox.bucket, Key="mine", Body=b"")
@@ -38,7 +38,7 @@ def test_the_fixture_connects_and_starts_each_test_afresh(pytester: pytest.Pytes
         def test_is_afresh_at_the_same_address(healthex_sandbox):
             assert healthex_sandbox.org_id == "org-demo"
             assert healthex_sandbox.asked(healthex_sandbox.patients.IN_PROGRESS) == 0
-            assert ask(healthex_sandbox, healthex_sandbox.patients.IN_PROGRESS).status_code == 201
+            assert update(healthex_sandbox, healthex_sandbox.patients.IN_PROGRESS).status_code == 201
             assert len(HOSTS) == 1
             rows = healthex_sandbox.s3_client().list_objects_v2(Bucket=healthex_sandbox.bucket)["Contents"]
             assert "mine" not in [row["Key"] for row in rows]
@@ -95,7 +95,7 @@ def test_deliveries_can_come_by_sftp(pytester: pytest.Pytester):
     pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
 
 
-def test_it_is_there_in_a_folder_below_with_a_conftest_of_its_own(pytester: pytest.Pytester):
+def test_it_is_found_in_a_folder_with_its_own_conftest(pytester: pytest.Pytester):
     """``pytest_plugins`` may stand in the topmost conftest.py alone: without it there is nothing to put there."""
     folder = pytester.mkdir("below")
     (folder / "conftest.py").write_text("X = 1\n")
@@ -103,13 +103,13 @@ def test_it_is_there_in_a_folder_below_with_a_conftest_of_its_own(pytester: pyte
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
 
 
-def test_a_conftest_that_still_names_it_works(pytester: pytest.Pytester):
+def test_a_conftest_that_names_it_works(pytester: pytest.Pytester):
     pytester.makeconftest(f'pytest_plugins = ["{PLUGIN}"]')
     pytester.makepyfile("def test_it(healthex_sandbox): assert healthex_sandbox.api_url")
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
 
 
-def test_whoever_does_not_use_it_pays_nothing_for_it(pytester: pytest.Pytester):
+def test_without_its_use_nothing_is_imported(pytester: pytest.Pytester):
     heavy = {"airflow", "asyncssh", "boto3", "cryptography", "flask", "jwt", "moto", "requests"}
     pytester.makepyfile(
         f"""

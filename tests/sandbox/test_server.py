@@ -9,11 +9,10 @@ import time
 import boto3
 import pytest
 import requests
+from helpers.sandbox import Caller, is_free, no_thread_left
 from moto import mock_aws
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
-
-from .conftest import Caller, is_free, no_thread_left
 
 
 def test_stopping_leaves_no_thread_no_port_and_no_bucket():

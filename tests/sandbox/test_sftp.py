@@ -22,14 +22,13 @@ import paramiko
 import psutil
 import pytest
 from airflow.providers.sftp.hooks.sftp import SFTPHook, SFTPHookAsync
-from openssh import OpenSsh, needs_sshd
+from helpers.openssh import OpenSsh, needs_sshd
+from helpers.sandbox import Caller, no_thread_left
 
 from airflow_provider_healthex.sandbox import Sandbox, patients
 from airflow_provider_healthex.sandbox import sftp as sftp_module
 from airflow_provider_healthex.sandbox.patients import SCENARIOS
 from airflow_provider_healthex.sandbox.sftp import USERNAME, SftpServer
-
-from .conftest import Caller, no_thread_left
 
 IN_PROGRESS = "d/project-demo/patient-in-progress/bundle.json"
 
@@ -93,7 +92,7 @@ def is_free(server: SftpServer) -> bool:
 
 
 def sessions(server: OpenSsh) -> list[psutil.Process]:
-    """The processes that OpenSSH has for those who are connected."""
+    """Return OpenSSH's processes of the open connections."""
     return psutil.Process(server.process.pid).children(recursive=True)
 
 
@@ -411,7 +410,7 @@ def test_stopping_leaves_no_thread_no_port_and_no_folder(monkeypatch, tmp_path):
     with no_thread_left(), Sandbox(delivery="sftp") as sandbox:
         server = sandbox.sftp_server
         assert not is_free(server)
-        with logged_in(server) as transport:  # somebody is still there at the end
+        with logged_in(server) as transport:  # still connected at the end
             sandbox.stop()
             transport.join(10)
             assert not transport.is_active()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from sensors.places import MotoServer, Place, S3Place, SftpPlace
+from helpers.places import MotoServer, Place, S3Place, SftpPlace
 
 
 @pytest.fixture

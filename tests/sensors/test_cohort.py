@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     TaskDeferred,
 )
-from support import MODES, Bucket, context_of, run_sensor, run_trigger, utc_now
+from helpers.support import MODES, Bucket, context_of, run_sensor, run_trigger, utc_now
 
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.sensors import results as module

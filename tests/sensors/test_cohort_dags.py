@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import MODES, load_dags, reschedules, run_dag, xcom
+from helpers.support import MODES, load_dags, reschedules, run_dag, xcom
 
 from airflow_provider_healthex.sandbox import patients
 

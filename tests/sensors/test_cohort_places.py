@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout
-from sensors.places import Place
-from support import MODES, run_sensor, utc_now
+from helpers.places import Place
+from helpers.support import MODES, run_sensor, utc_now
 
 DAY = 24 * 3600
 

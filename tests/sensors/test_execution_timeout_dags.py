@@ -7,7 +7,7 @@ import contextlib
 import pytest
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
-from support import MODES, load_dags
+from helpers.support import MODES, load_dags
 
 pytestmark = pytest.mark.usefixtures("airflow_database")
 

@@ -11,11 +11,11 @@ from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
 )
+from helpers.places import PATH, arguments, update
+from helpers.s3_faults import EXPIRED_TOKEN, RESET, SLOW_DOWN, FaultyS3, listing, refusal
+from helpers.support import MODES, Bucket, aws_connection, context_of, run_sensor, s3_client, utc_now
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
-from s3_faults import EXPIRED_TOKEN, RESET, SLOW_DOWN, FaultyS3, listing, refusal
-from sensors.places import PATH, arguments, update
-from support import MODES, Bucket, aws_connection, context_of, run_sensor, s3_client, utc_now
 
 from airflow_provider_healthex.delivery import Waiting
 from airflow_provider_healthex.exceptions import HealthExConfigurationError

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import s3_faults as s3
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferred
-from sensors.places import arguments, update
-from support import MODES, aws_connection, context_of, run_sensor, utc_now
+from helpers import s3_faults as s3
+from helpers.places import arguments, update
+from helpers.support import MODES, aws_connection, context_of, run_sensor, utc_now
 
 from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor, HealthExDataArrivalSensor
 

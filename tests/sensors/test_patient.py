@@ -20,8 +20,8 @@ from airflow.providers.common.compat.sdk import (
     BaseOperator,
     TaskDeferred,
 )
-from sensors.places import FOLDER, Place, update
-from support import MODES, context_of, run_sensor, utc_now
+from helpers.places import FOLDER, Place, update
+from helpers.support import MODES, context_of, run_sensor, utc_now
 
 from airflow_provider_healthex.exceptions import (
     HealthExConfigurationError,

@@ -19,13 +19,13 @@ from pathlib import Path
 import psutil
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSensorTimeout, TaskDeferred
-from openssh import OpenSsh
-from sensors.places import FOLDER, PATH, arguments, update
-from support import MODES, context_of, run_sensor
+from helpers.openssh import OpenSsh
+from helpers.places import FOLDER, PATH, arguments, update
+from helpers.support import MODES, context_of, run_sensor
 
 asyncssh = pytest.importorskip("asyncssh", reason="the extra sftp isn't installed")
 
-from odd_sftp import OddSftp  # noqa: E402
+from helpers.odd_sftp import OddSftp  # noqa: E402
 
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError  # noqa: E402
 from airflow_provider_healthex.sensors.memory import STORE_KEY  # noqa: E402
@@ -616,7 +616,7 @@ class TestTheWorkersLastLook:
         """Do something after the triggerer's event, before the task is back on a worker."""
 
         def once(action) -> None:
-            import support
+            from helpers import support
 
             real, done = support.run_trigger, []
 

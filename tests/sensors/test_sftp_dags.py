@@ -6,9 +6,9 @@ import threading
 import time
 
 import pytest
-from openssh import OpenSsh
-from sensors.places import FOLDER
-from support import AIRFLOW, load_dags, reschedules, utc_now, xcom
+from helpers.openssh import OpenSsh
+from helpers.places import FOLDER
+from helpers.support import AIRFLOW, load_dags, reschedules, utc_now, xcom
 
 pytest.importorskip("asyncssh", reason="the extra sftp isn't installed")
 

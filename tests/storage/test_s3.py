@@ -16,9 +16,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
-import s3_faults as s3
-from delivery.stores import Poked
-from support import aws_connection, s3_client
+from helpers import s3_faults as s3
+from helpers.stores import Poked
+from helpers.support import aws_connection, s3_client
 
 from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExError

@@ -8,8 +8,8 @@ import json
 from datetime import date, datetime, timedelta
 
 import pytest
-import s3_faults as s3
-from support import aws_connection, utc_now
+from helpers import s3_faults as s3
+from helpers.support import aws_connection, utc_now
 
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.triggers import feed as module

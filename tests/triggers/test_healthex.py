@@ -9,8 +9,8 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
-import s3_faults as s3
-from support import aws_connection, run_trigger, utc_now
+from helpers import s3_faults as s3
+from helpers.support import aws_connection, run_trigger, utc_now
 
 from airflow_provider_healthex.delivery import ArrivalRule, Expectation, Patient
 from airflow_provider_healthex.delivery.schedule import PokeSchedule, WaitingLog, waiting_line

@@ -10,11 +10,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from support import utc_now
+from helpers.support import utc_now
 
 pytest.importorskip("airflow.providers.sftp")
 
-from openssh import OpenSsh
+from helpers.openssh import OpenSsh
 
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.triggers import feed as module

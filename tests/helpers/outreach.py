@@ -1,4 +1,4 @@
-"""What people do who get a mail of the example DAGs: patients follow their link."""
+"""Readers of the example DAGs' mails: patients follow their link."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def links(sandbox: Any) -> dict[str, str]:
 
 
 def follow(link: str) -> None:
-    """Sign in and consent, as the page behind a patient's link asks."""
+    """Sign in and consent, on the page behind a patient's link."""
     page = requests.get(link, timeout=10)
     assert '<form method="post">' in page.text
     assert requests.post(link, timeout=10).ok
@@ -34,7 +34,7 @@ def follow(link: str) -> None:
 
 @contextlib.contextmanager
 def people(sandbox: Any, on_mail: Callable[[Any], None]) -> Iterator[None]:
-    """Let somebody read each mail as it comes."""
+    """Read each mail as it comes."""
     over = threading.Event()
 
     def read() -> None:
@@ -54,5 +54,5 @@ def people(sandbox: Any, on_mail: Callable[[Any], None]) -> Iterator[None]:
 
 
 def follow_the_link(mail: Any) -> None:
-    """Do what a patient's mail asks for."""
+    """Follow the link of a patient's mail."""
     follow(LINK.search(mail.text)[0])

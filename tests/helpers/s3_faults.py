@@ -1,4 +1,4 @@
-"""An S3 server on loopback that answers as it is told to: throttled, broken, refused, cut off."""
+"""An S3 server on loopback with scripted answers: throttled, broken, refused, cut off."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class FaultyS3:
     """
     The server, as a context manager.
 
-    Requests are answered by what was scripted, in turn, then with an empty listing. botocore asks a ``HEAD`` for a
+    Requests are answered by what was scripted, in turn, then with an empty listing. botocore sends a ``HEAD`` for a
     bucket's region on its own: it is answered with a 400, and neither takes a scripted answer nor is it recorded.
     """
 

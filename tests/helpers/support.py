@@ -87,7 +87,7 @@ def aws_connection(endpoint_url: str, secret: str = "secret-of-the-test") -> str
 
 
 class FakeTaskInstance:
-    """The little of a task instance that a sensor asks for, so that a test needs no database."""
+    """The part of a task instance that a sensor uses, so that a test needs no database."""
 
     dag_id, task_id, run_id, map_index = "dag", "task", "run", -1
     max_tries = 0
@@ -212,7 +212,7 @@ def xcom(run: Any, task_id: str, map_index: int = -1, key: str = "return_value")
 
     try:
         from airflow.models.xcom import XComModel as Model
-    except ImportError:  # Airflow 2.11, whose rows deserialize themselves
+    except ImportError:  # Airflow 2.11: its rows deserialize themselves
         from airflow.models.xcom import BaseXCom as Model
 
     with create_session() as session:

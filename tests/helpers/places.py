@@ -12,11 +12,11 @@ import pytest
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
-from openssh import OpenSsh
-from s3_faults import ACCESS_DENIED, FaultyS3
-from support import aws_connection, s3_client, utc_now
 
 from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor, HealthExDataArrivalSensor
+from helpers.openssh import OpenSsh
+from helpers.s3_faults import ACCESS_DENIED, FaultyS3
+from helpers.support import aws_connection, s3_client, utc_now
 
 PATH = "d/{projectId}/{healthexPatientId}/"
 FOLDER = "d/project-1/patient-1/"

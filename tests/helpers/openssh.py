@@ -36,7 +36,7 @@ needs_sshd = pytest.mark.skipif(
 @dataclass
 class OpenSsh:
     """
-    ``sshd``, or what stands in for it, for this user alone: serves one folder by SFTP to whoever holds one key.
+    ``sshd``, or its stand-in, for this user alone: serves one folder by SFTP to the holder of one key.
 
     :param folder: for its keys and its log; what it serves is ``folder/served``, where relative paths begin.
     :param denied: SFTP requests that it refuses, as ``internal-sftp -P`` names them. Files' modes would refuse
@@ -128,7 +128,7 @@ class OpenSsh:
         return (self.folder / "sshd.log").read_text().count("Close session:")
 
     def clear(self) -> None:
-        """Serve nothing, to anyone who may connect."""
+        """Serve nothing, while connections are still accepted."""
         shutil.rmtree(self.served)
         self.served.mkdir()
         if self.denied:

@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 import requests
-from support import AIRFLOW as VERSION
 
 from airflow_provider_healthex.sandbox import Sandbox
 from airflow_provider_healthex.sandbox.airflow import AirflowHome
+from helpers.support import AIRFLOW as VERSION
 
 HAS_STATE_STORE = VERSION >= (3, 3)
 HAS_WATCHERS = VERSION >= (3, 0)

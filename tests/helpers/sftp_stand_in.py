@@ -1,5 +1,5 @@
 """
-Asyncssh in place of OpenSSH's ``sshd``, where that isn't installed: a process of its own, told by the same file.
+Asyncssh in place of OpenSSH's ``sshd``, where that isn't installed: a process of its own with the same configuration.
 
 Usage: ``python sftp_stand_in.py SSHD_CONFIG LOG``. It obeys ``Port``, ``HostKey``, ``AuthorizedKeysFile`` and of
 ``ForceCommand internal-sftp`` the folder and the refused requests.
@@ -20,7 +20,7 @@ METHODS = {"opendir": "scandir", "posix-rename": "posix_rename"}
 
 
 class Login(asyncssh.SSHServer):
-    """Lets in whoever holds a key that is in the file at that moment, under any name."""
+    """Accepts the holder of a key that is in the file at that moment, under any name."""
 
     def __init__(self, keys: Path) -> None:
         self._keys = keys
@@ -55,16 +55,16 @@ class Files(asyncssh.SFTPServer):
 
 
 async def serve(config: Path, log: Path) -> None:
-    told = dict(line.split(maxsplit=1) for line in config.read_text().splitlines())
-    command = told["ForceCommand"].split()
+    settings = dict(line.split(maxsplit=1) for line in config.read_text().splitlines())
+    command = settings["ForceCommand"].split()
     denied = command[command.index("-P") + 1].split(",") if "-P" in command else []
     folder = command[command.index("-d") + 1]
     log.touch()
     await asyncssh.listen(
-        told["ListenAddress"],
-        int(told["Port"]),
-        server_host_keys=[told["HostKey"]],
-        server_factory=lambda: Login(Path(told["AuthorizedKeysFile"])),
+        settings["ListenAddress"],
+        int(settings["Port"]),
+        server_host_keys=[settings["HostKey"]],
+        server_factory=lambda: Login(Path(settings["AuthorizedKeysFile"])),
         sftp_factory=lambda channel: Files(channel, folder, denied, log),
         reuse_address=True,
     )

@@ -34,7 +34,12 @@ from airflow_provider_healthex.exceptions import (
 )
 from airflow_provider_healthex.sensors.awaited import Awaited
 from airflow_provider_healthex.sensors.checks import REFUSED_ARGUMENTS, refuse_arguments, refused
-from airflow_provider_healthex.sensors.compat import AirflowRescheduleException, first_reschedule, try_start
+from airflow_provider_healthex.sensors.compat import (
+    AirflowRescheduleException,
+    first_reschedule,
+    leave_time_to_conclude,
+    try_start,
+)
 from airflow_provider_healthex.sensors.memory import PokeMemory
 from airflow_provider_healthex.triggers.base import ARRIVED, REFUSED, TIMED_OUT, arrived_from_text
 
@@ -114,18 +119,16 @@ class ArrivalSensor(BaseSensorOperator):
         return 1.0, None
 
     def pre_execute(self, context: Any) -> None:
-        """Leave a resumed task the time to conclude: Airflow 2.11 would fail it first, and not say why."""
+        """Leave a resumed task the time to conclude."""
         super().pre_execute(context)
-        ti = context["ti"]
-        if self.execution_timeout is None or hasattr(ti, "get_first_reschedule_date"):
-            return
-        if ti.next_method and ti.start_date:
-            grace = datetime.now(timezone.utc) - ti.start_date + timedelta(seconds=self.deferral_grace)
-            self._own_execution_timeout = self.execution_timeout
-            self.execution_timeout = max(self.execution_timeout, grace)
+        self._own_execution_timeout = leave_time_to_conclude(self, context, self.deferral_grace)
 
     def execute(self, context: Context) -> Any:
         """Wait, here or on the triggerer."""
+        return self.wait(context)
+
+    def wait(self, context: Context) -> Any:
+        """Do what `execute` does, which Airflow lets no other task call."""
         with self._failures():
             refuse_arguments(self)
             schedule = self._prepare(context)

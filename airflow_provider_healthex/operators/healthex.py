@@ -30,6 +30,7 @@ from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, Journal
 from airflow_provider_healthex.operators.outcomes import PatientOutcome
 from airflow_provider_healthex.operators.waiting import check_wait, leave_time, wait
 from airflow_provider_healthex.sensors.checks import plain_seconds
+from airflow_provider_healthex.sensors.lineage import operator_lineage
 from airflow_provider_healthex.sensors.request import RULE_FIELDS
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ class HealthExUpdatePatientOperator(HealthExOperator):
     patient_id: Any  # text by the time `execute` runs
     #: Where Airflow's own is longer, for a resumed task.
     own_execution_timeout: timedelta | None = None
+    #: That waits, with ``wait_for_arrival``.
+    sensor: Any = None
 
     def __init__(
         self,
@@ -204,6 +207,10 @@ class HealthExUpdatePatientOperator(HealthExOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Conclude what the triggerer saw."""
         return wait(self, context, None, lambda sensor: sensor.resume_execution(next_method, next_kwargs, context))
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Return the sensor's output data set, for the OpenLineage provider, where that is installed."""
+        return operator_lineage(None) if self.sensor is None else self.sensor.get_openlineage_facets_on_complete(None)
 
     def _answer(self, context: Context) -> dict[str, Any]:
         patient_id = identifier("patient_id", self.patient_id)

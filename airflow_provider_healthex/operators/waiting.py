@@ -98,7 +98,7 @@ def wait(
             ti.xcom_push(key=ANSWER_KEY, value=answer)
         if not answer:
             raise HealthExError(f"The task's XCom {ANSWER_KEY!r} is missing: HealthEx's answer, to go on waiting with.")
-        sensor = HealthExDataArrivalSensor(
+        sensor = task.sensor = HealthExDataArrivalSensor(
             task_id=task.task_id,
             update=answer,
             execution_timeout=task.own_execution_timeout or task.execution_timeout,

@@ -40,6 +40,7 @@ from airflow_provider_healthex.sensors.compat import (
     leave_time_to_conclude,
     try_start,
 )
+from airflow_provider_healthex.sensors.lineage import DeliveredDatasets, operator_lineage
 from airflow_provider_healthex.sensors.memory import PokeMemory
 from airflow_provider_healthex.triggers.base import ARRIVED, REFUSED, TIMED_OUT, arrived_from_text
 
@@ -85,6 +86,7 @@ class ArrivalSensor(BaseSensorOperator):
         self._limit = "timeout"  # the argument that the deadline comes from
         self._lines: WaitingLog | None = None
         self._last_poke = "none"
+        self._delivered: DeliveredDatasets | None = None
         self._own_execution_timeout: timedelta | None = None
 
     # At parse time
@@ -384,7 +386,12 @@ class ArrivalSensor(BaseSensorOperator):
         objects = [self._objects[key] for key in sorted(self._objects)]
         result = awaited.result(arrivals, objects, manifest)
         self._inform_outlets(result, context)
+        self._delivered = DeliveredDatasets.of(awaited, arrivals.values())
         return result
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Return the arrived prefix as output data set, for the OpenLineage provider, where that is installed."""
+        return operator_lineage(self._delivered)
 
     def _list_again(self, arrived: Collection[int], lines: IO[bytes]) -> dict[int, Arrival] | Waiting:
         """List the fresh objects of those who arrived, and write a manifest's line for each."""

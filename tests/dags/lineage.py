@@ -1,0 +1,36 @@
+"""A DAG of the tests, whose OpenLineage events they read: each task that waits in S3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_healthex.operators.healthex import HealthExUpdateCohortOperator, HealthExUpdatePatientOperator
+from airflow_provider_healthex.sandbox import patients
+from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor, HealthExDataArrivalSensor
+
+WHERE: dict[str, Any] = {
+    "bucket_name": "{{ dag_run.conf['bucket'] }}",
+    "bucket_key": "d/{projectId}/{healthexPatientId}/",
+    "poke_interval": 0.5,
+    "quiet_period": 2,
+    "timeout": 60,
+}
+
+with DAG("lineage", schedule=None) as lineage:
+    refresh = HealthExUpdateCohortOperator(task_id="refresh", patient_ids=[patients.IN_PROGRESS, patients.PARTIAL])
+    HealthExCohortArrivalSensor(task_id="cohort", update=refresh.output, **WHERE)
+    since = "{{ ti.xcom_pull('refresh')['requested_at'] }}"
+    for task_id, deferrable in {"one": False, "deferred": True}.items():
+        refresh >> HealthExDataArrivalSensor(
+            task_id=task_id,
+            since=since,
+            patient_id=patients.IN_PROGRESS,
+            project_id="project-demo",
+            deferrable=deferrable,
+            **WHERE,
+        )
+    HealthExUpdatePatientOperator(
+        task_id="waiting_operator", patient_id=patients.SEVERAL_FILES, wait_for_arrival=True, **WHERE
+    )

@@ -24,6 +24,7 @@ from airflow_provider_healthex.exceptions import (
 )
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
+from airflow_provider_healthex.metrics import count_request
 from airflow_provider_healthex.operators.base import (
     ON_AMBIGUOUS,
     HealthExOperator,
@@ -207,7 +208,9 @@ class _Try:
         self.journal.checkpoint()
 
     def _record(self, answer: PatientUpdate | PatientUpdateFailure) -> None:
-        self.journal.record(PatientOutcome.of(answer, self.journal.ambiguous_since(answer.patient_id)))
+        outcome = PatientOutcome.of(answer, self.journal.ambiguous_since(answer.patient_id))
+        self.journal.record(outcome)
+        count_request(outcome.kind)
         if isinstance(answer, PatientUpdate):
             self.partial_updates += answer.skipped_facilities_count > 0
         else:

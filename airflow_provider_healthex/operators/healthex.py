@@ -18,6 +18,7 @@ from airflow_provider_healthex.client.reasons import patient_action_needed
 from airflow_provider_healthex.exceptions import HealthExError, HealthExUpdateAmbiguousError
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
+from airflow_provider_healthex.metrics import count_request
 from airflow_provider_healthex.operators.base import (
     ON_AMBIGUOUS,
     HealthExOperator,
@@ -27,7 +28,7 @@ from airflow_provider_healthex.operators.base import (
 from airflow_provider_healthex.operators.cohort import HealthExUpdateCohortOperator
 from airflow_provider_healthex.operators.consents import HealthExListConsentedPatientsOperator
 from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, Journal
-from airflow_provider_healthex.operators.outcomes import PatientOutcome
+from airflow_provider_healthex.operators.outcomes import AMBIGUOUS, FAILED, PatientOutcome
 from airflow_provider_healthex.operators.waiting import check_wait, leave_time, wait
 from airflow_provider_healthex.sensors.checks import plain_seconds
 from airflow_provider_healthex.sensors.lineage import operator_lineage
@@ -251,17 +252,21 @@ class HealthExUpdatePatientOperator(HealthExOperator):
             requested_at = error.requested_at or datetime.now(timezone.utc)
             journal.record(PatientOutcome.ambiguous(patient_id, ambiguous_since or whole_seconds(requested_at)))
             journal.checkpoint()
+            count_request(AMBIGUOUS)
             return self._handle_ambiguous(error, requested_at)
         except HealthExError:
             journal.checkpoint()
+            count_request(FAILED)
             raise
         answer = update.to_dict()
         answer["requested_at"] = ambiguous_since or answer["requested_at"]
         text = json.dumps(answer)
         # Logged before it is stored: the answer must survive a store that fails, or the end of this process.
         self.log.info("HealthEx answered for patient '%s': %s", patient_id, text)
-        journal.record(replace(PatientOutcome.of(update, ambiguous_since), answer=text))
+        outcome = PatientOutcome.of(update, ambiguous_since)
+        journal.record(replace(outcome, answer=text))
         journal.checkpoint()
+        count_request(outcome.kind)
         return answer
 
     def _handle_ambiguous(self, error: HealthExUpdateAmbiguousError, requested_at: datetime) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from airflow_provider_healthex.exceptions import (
     HealthExError,
     HealthExPatientActionNeeded,
 )
+from airflow_provider_healthex.metrics import count_poke, time_delivery
 from airflow_provider_healthex.sensors.awaited import Awaited
 from airflow_provider_healthex.sensors.checks import REFUSED_ARGUMENTS, refuse_arguments, refused
 from airflow_provider_healthex.sensors.compat import (
@@ -161,6 +162,7 @@ class ArrivalSensor(BaseSensorOperator):
             self._prepare(context)
         awaited: Awaited = self._awaited
         self._objects = {}
+        count_poke()
         waiting = self._recall() or self._run(awaited.wait.poke(self._keep if awaited.needs_objects else None))
         if waiting is None or self._is_enough(time.time()):
             return PokeReturnValue(True, self._finish(awaited.wait.arrived, context))
@@ -387,6 +389,8 @@ class ArrivalSensor(BaseSensorOperator):
         result = awaited.result(arrivals, objects, manifest)
         self._inform_outlets(result, context)
         self._delivered = DeliveredDatasets.of(awaited, arrivals.values())
+        for index, arrival in arrivals.items():
+            time_delivery(arrival.last_modified - awaited.wait.expectation.patients[index].requested_at)
         return result
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A DAG of the tests, whose OpenLineage events they read: each task that waits in S3."""
+"""A DAG of the tests, whose OpenLineage events and metrics they read: each task that requests, or waits in S3."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ WHERE: dict[str, Any] = {
     "timeout": 60,
 }
 
-with DAG("lineage", schedule=None) as lineage:
-    refresh = HealthExUpdateCohortOperator(task_id="refresh", patient_ids=[patients.IN_PROGRESS, patients.PARTIAL])
+with DAG("reported", schedule=None) as reported:
+    refresh = HealthExUpdateCohortOperator(
+        task_id="refresh",
+        patient_ids=[patients.IN_PROGRESS, patients.PARTIAL, patients.CONSENT_EXPIRED, patients.UNKNOWN],
+        max_failures=1,
+    )
     HealthExCohortArrivalSensor(task_id="cohort", update=refresh.output, **WHERE)
     since = "{{ ti.xcom_pull('refresh')['requested_at'] }}"
     for task_id, deferrable in {"one": False, "deferred": True}.items():

@@ -22,6 +22,7 @@ def test_one_list_of_patients_gives_a_list_with_one_result(dags, healthex_sandbo
     run = run_dag(dags.one_list, healthex_sandbox)
     assert run.state == "success"
     assert xcom(run, "count") == [2]
+    assert {ti.rendered_map_index for ti in run.get_task_instances()} == {None}
     assert healthex_sandbox.asked(patients.IN_PROGRESS) == 1
 
 
@@ -41,6 +42,8 @@ def test_a_chunks_failure_stays_its_own_and_fails_the_run(dags, healthex_sandbox
     assert [patients.PARTIAL] in arrived
     assert task_states(run, "count") == ["success"]
     assert run.state == "failed"
+    names = {ti.rendered_map_index for ti in run.get_task_instances() if ".chunk." in ti.task_id}
+    assert names == {"chunk 0", "chunk 1", "chunk 2"}
 
 
 def test_an_option_that_does_not_exist_is_refused_by_name():

@@ -73,6 +73,7 @@ class ArrivalSensor(BaseSensorOperator):
     event_keys: ClassVar[tuple[str, ...]]
     deferrable: bool
     wildcard_match: bool
+    ui_color = "#d9f2e6"
 
     def __init__(self, **kwargs: Any) -> None:
         for name, reason in self.refused_arguments.items():

@@ -1,97 +1,52 @@
-"""The README says what the code does."""
+"""The README is short, shows tested code alone, and leads to the pages."""
 
 from __future__ import annotations
 
-import inspect
-import json
 import re
 import subprocess
-import textwrap
-from pathlib import Path
+import tomllib
 
 import pytest
+from helpers.docs import ROOT
 
-from airflow_provider_healthex.get_provider_info import CONN_FIELDS
-from airflow_provider_healthex.operators.healthex import (
-    HealthExListConsentedPatientsOperator,
-    HealthExUpdateCohortOperator,
-    HealthExUpdatePatientOperator,
-)
-from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor, HealthExDataArrivalSensor
-from airflow_provider_healthex.sensors.sftp import HealthExSftpCohortArrivalSensor, HealthExSftpDataArrivalSensor
-from airflow_provider_healthex.triggers.healthex import HealthExDeliveryTrigger
-from airflow_provider_healthex.triggers.sftp import HealthExSftpDeliveryTrigger
-
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
 
 
-def test_its_dag_is_the_example():
-    example = (ROOT / "example_dags/refresh_patient.py").read_text()
-    body = example.split('"""', 2)[2].strip()
-    assert body in README
+def test_it_can_be_read_in_ten_minutes():
+    assert len(README.splitlines()) <= 150
 
 
-def test_its_task_group_is_the_example_of_a_few_patients():
-    example = (ROOT / "example_dags/refresh_patients.py").read_text()
-    group = example[example.index("    @task\n    def read(") : example.index("\n\nrefresh_patients()")]
-    # At the top level, style asks for one more blank line.
-    assert textwrap.dedent(group).strip() in README.replace("\n\n\n", "\n\n")
+def test_it_shows_the_demos_output():
+    assert (ROOT / "docs/demo.txt").read_text().strip() in README
 
 
-@pytest.mark.parametrize("block", re.findall(r"```json\n(.*?)```", README, re.DOTALL))
-def test_its_json_is_json(block):
-    json.loads(block)
+def test_the_demos_output_is_what_the_demo_prints():
+    source = (ROOT / "airflow_provider_healthex/sandbox/demo.py").read_text()
+    for text in ("The sandbox plays HealthEx at ", "sensor would pass at once, on that old file.", "was read, after "):
+        assert text in README
+        assert text in source
 
 
-@pytest.mark.parametrize(
-    "operator",
-    [
-        HealthExUpdatePatientOperator,
-        HealthExUpdateCohortOperator,
-        HealthExListConsentedPatientsOperator,
-        HealthExDataArrivalSensor,
-        HealthExSftpCohortArrivalSensor,
-        HealthExSftpDataArrivalSensor,
-        HealthExCohortArrivalSensor,
-        HealthExDeliveryTrigger,
-        HealthExSftpDeliveryTrigger,
-    ],
-)
-def test_it_names_every_parameter(operator):
-    for name in inspect.signature(operator.__init__).parameters:
-        if name not in ("self", "kwargs"):
-            assert f"`{name}`" in README, name
+@pytest.fixture
+def on_an_index(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    pytest.importorskip("hatchling")
+    from hatch_build import absolute_links
+
+    return absolute_links(README, URLS)
 
 
-def test_it_names_every_field_of_the_connection():
-    for name in CONN_FIELDS:
-        assert f"`{name}`" in README, name
+def test_on_a_package_index_every_link_is_absolute(on_an_index):
+    targets = re.findall(r"\]\(([^)]+)\)", on_an_index)
+    assert targets
+    assert [target for target in targets if not target.startswith((URLS["Documentation"], URLS["Source"]))] == []
 
 
-@pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, re.MULTILINE))
-def test_its_make_targets_exist(target):
-    makefile = (ROOT / "Makefile").read_text()
-    assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-
-
-def test_the_links_of_the_pages_lead_somewhere():
-    for page in (ROOT / "docs").glob("*.md"):
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
-
-
-def test_its_links_lead_somewhere():
-    headings = {
-        re.sub(r"[^\w -]", "", line.lstrip("# ")).strip().lower().replace(" ", "-")
-        for line in README.splitlines()
-        if line.startswith("#")
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif "://" not in target:
-            assert (ROOT / target.partition("#")[0]).exists(), target
+def test_on_a_package_index_a_page_is_the_documentations(on_an_index):
+    assert f"({URLS['Documentation']}connect/)" in on_an_index
+    assert f"({URLS['Documentation']}images/overview.svg)" in on_an_index
+    assert f"({URLS['Source']}/blob/main/CHANGELOG.md)" in on_an_index
 
 
 def test_no_committed_file_names_a_package_registry_or_a_machines_path():

@@ -34,7 +34,8 @@ def printed(name: str, sandbox: Sandbox, replaced: dict[str, str]):
     source = (ROOT / f"tests/docs/dags/{name}.py").read_text()
     replaced = {
         "s3://YOUR-BUCKET/": f"s3://{sandbox.bucket}/",
-        "deferrable=True": "deferrable=True, poke_interval=0.5, quiet_period=1, timeout=60",
+        "deferrable=True": "deferrable=True, poke_interval=0.5, quiet_period=1",
+        "timeout=6 * 60 * 60": "timeout=60",
         'schedule="0 2 * * *"': "schedule=None",
         "datetime(2026, 12, 1)": "datetime(2026, 1, 1)",
         **replaced,

@@ -17,6 +17,7 @@ def nightly():
         update=refresh.output,
         bucket_key="s3://YOUR-BUCKET/d/{projectId}/{healthexPatientId}/",
         min_fraction=0,  # load what has arrived at the deadline: without changes, nothing may come
+        timeout=6 * 60 * 60,  # seconds
         deferrable=True,
     )
 

@@ -45,9 +45,10 @@ airflow: $(INSTALLED)  ## Airflow's UI with the sandbox behind it, until Ctrl-C
 test: $(INSTALLED)  ## The whole suite
 	$(BIN)/python -m pytest $(PARALLEL)
 
-lint: $(INSTALLED)  ## Style, and types
+lint: $(INSTALLED)  ## Style, spelling and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 docs: $(INSTALLED_DOCS)  ## The documentation, into site; strict

@@ -40,7 +40,7 @@ PUBLIC = {
     name: each
     for module in (operators, sensors, sftp_sensors, triggers, sftp_triggers)
     for name, each in vars(module).items()
-    if re.fullmatch(r"HealthEx\w+(Operator|Sensor|Trigger)", name) and not name == "HealthExOperator"
+    if re.fullmatch(r"HealthEx\w+(Operator|Sensor|Trigger)", name) and name != "HealthExOperator"
 }
 CLASSES = [each for each in PUBLIC.values() if not each.__name__.endswith("DataArrivalTrigger")]
 MAKE_TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -125,7 +125,9 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_reference_documents_every_argument_of(each):
     assert f".{each.__name__}\n" in PAGES["reference.md"].read_text()
     documented = set(re.findall(r":param (\w+):", inspect.getdoc(each) or ""))
-    assert {name for name in inspect.signature(each.__init__).parameters if name not in ("self", "kwargs")} <= documented
+    assert {
+        name for name in inspect.signature(each.__init__).parameters if name not in ("self", "kwargs")
+    } <= documented
 
 
 def test_the_reference_documents_every_error():
@@ -213,7 +215,9 @@ def test_every_page_is_in_the_navigation():
 def test_its_paragraphs_are_short(name: str):
     text = re.sub(r"^( *)```.*?^\1```$", "", PAGES[name].read_text(), flags=re.DOTALL | re.MULTILINE)
     for paragraph in re.split(r"\n\s*\n", text):
-        lines = [line for line in paragraph.strip().splitlines() if not re.match(r"\s*(\||[-*] |\d+\. |#|<!--|:::|:)", line)]
+        lines = [
+            line for line in paragraph.strip().splitlines() if not re.match(r"\s*(\||[-*] |\d+\. |#|<!--|:::|:)", line)
+        ]
         if len(lines) == len(paragraph.strip().splitlines()):
             assert len(lines) <= 5, paragraph
 

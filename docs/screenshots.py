@@ -53,7 +53,7 @@ def airflow() -> Iterator[str]:
 
 
 def make_runs(url: str) -> str:
-    """Start a run for each patient, wait until all but the last have ended, and return the id of that one, which waits."""
+    """Start a run for each patient, and return the id of the last one, which waits."""
     token = requests.get(f"{url}/auth/token", timeout=30).json()["access_token"]
     session = requests.Session()
     session.headers["Authorization"] = f"Bearer {token}"

@@ -95,7 +95,10 @@ def deadlines(real_airflow) -> list[tuple[str, float]]:
 
 
 def trigger_rows(real_airflow) -> list[tuple[object, ...]]:
-    return real_airflow.query("select id, kwargs from trigger where classpath like '%CohortArrival%' order by id")
+    return real_airflow.query(
+        "select trigger.id, kwargs from trigger join task_instance on task_instance.trigger_id = trigger.id "
+        "where run_id = 'cohort_waits' order by trigger.id"
+    )
 
 
 def wait_until_all_is_announced(real_airflow) -> Counter[str]:

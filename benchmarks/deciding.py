@@ -1,4 +1,4 @@
-"""What it costs to decide whether a delivery has arrived, against what it costs boto3 to list the bucket."""
+"""The cost of deciding whether a delivery has arrived, against the cost of listing the bucket by boto3."""
 
 from __future__ import annotations
 

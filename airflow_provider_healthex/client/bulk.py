@@ -209,7 +209,7 @@ class _Dispatcher:
         for each in admitted:
             each.admitted = True
             each.decided.set()
-        # Only now: whatever interrupts this thread, those that wait are known and can be turned away.
+        # Only now: whatever interrupts this thread, those that wait are known and can be cancelled.
         del self._ready[: len(admitted)]
 
     def _call_checkpoint(self, in_flight: Sequence[str]) -> bool:

@@ -33,7 +33,7 @@ MAX_AHEAD = 100
 @dataclass
 class SftpClock:
     """
-    What earlier pokes of one wait showed, small enough for a trigger's arguments.
+    The results of a wait's earlier pokes, small enough for a trigger's arguments.
 
     :param clock_skew: seconds by which the server's clock may be ahead of ours.
     :param server: a digest of server, account and folder; another one starts the wait's observations anew.
@@ -82,7 +82,7 @@ class SftpClock:
 
 
 class SftpClockPoke:
-    """What one listing shows, seen with what earlier pokes showed; ``now`` is epoch seconds by our clock."""
+    """One listing, compared with those of earlier pokes; ``now`` is epoch seconds by our clock."""
 
     def __init__(self, clock: SftpClock, now: float) -> None:
         self._clock = clock

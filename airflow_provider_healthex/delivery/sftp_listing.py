@@ -42,7 +42,7 @@ _NO_TIMES = "the server does not report when files were modified"
 
 
 class EntryType(Enum):
-    """What an entry of a folder is."""
+    """The type of a folder's entry."""
 
     FILE = "file"
     FOLDER = "folder"

@@ -1,4 +1,4 @@
-"""What a task has requested, kept over its automatic retries in Airflow's task state store (Airflow 3.3 and later)."""
+"""A task's requests, kept over its automatic retries in Airflow's task state store (Airflow 3.3 and later)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StateStoreError(HealthExConnectionError):
 @dataclass(frozen=True)
 class Attempt:
     """
-    What sets an automatic retry apart from a clear by a person: the store survives both.
+    Distinguishes an automatic retry from a clear by a person: the store survives both.
 
     A *series* is a try and its automatic retries. The store keeps ``[max_tries, clear_number]`` of its start.
 

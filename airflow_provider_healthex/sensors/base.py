@@ -362,7 +362,7 @@ class ArrivalSensor(BaseSensorOperator):
         manifest = None
         with tempfile.SpooledTemporaryFile(_MANIFEST_IN_MEMORY) as file:
             lines = cast("IO[bytes]", file)
-            # What the triggerer saw isn't in its event, except for who arrived: it is too much for the database.
+            # The event names only who arrived: all that the triggerer saw would be too much for the database.
             if awaited.manifest or len(arrivals) < len(arrived):
                 found = self._list_again(arrived, lines)
                 if isinstance(found, Waiting):

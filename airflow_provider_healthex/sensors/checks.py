@@ -14,7 +14,7 @@ from airflow_provider_healthex.exceptions import HealthExConfigurationError
 #: Templates of a moment that is another one each time that Airflow renders them.
 _MOVING = re.compile(r"\b(?:ti|task_instance)\.(?:start_date|queued_dttm)\b|\b(?:utcnow|now|today)\(")
 
-#: What stands for a value that only a template knows, in checks at parse time.
+#: Replaces a value that only a template knows, in checks at parse time.
 STAND_IN = "rendered-later"
 
 _BY_KIND = "transient errors are retried in every mode, permanent ones fail the task. Use soft_fail to skip on timeout"

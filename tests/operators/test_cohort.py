@@ -382,7 +382,7 @@ def test_an_ambiguous_update_that_is_retried_keeps_its_requested_at_and_stays_am
     ]
 
 
-# What a retry does
+# Retries
 
 
 def test_with_a_store_a_retry_requests_the_patients_whose_error_may_be_transient(service):

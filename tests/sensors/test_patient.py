@@ -1,4 +1,4 @@
-"""What holds for one patient's arrival wherever it lands: one table of cases for S3 and for SFTP, in each mode."""
+"""One patient's arrival: one table of cases for S3 and for SFTP, in each mode."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_healthexs_own_template_is_refused_when_the_dag_is_parsed(place: Place, 
         place.sensor(path=path)
 
 
-#: What is wrong whatever a template may become, and what the error says.
+#: Arguments that no template could make right, with the error's text.
 MISTAKES = [
     ({"path": "d/{patientId}/"}, r"not one of its variables"),
     ({"path": "d/{healthexPatientId/"}, r"not one of its variables"),
@@ -357,7 +357,7 @@ def test_durations_may_be_timedeltas(place: Place):
 
 
 def test_it_can_be_mapped(place: Place):
-    """Where a mapped argument is wrong, the task that it makes fails finally, and is not retried."""
+    """A task with a wrong mapped argument fails finally, and is not retried."""
     fixed = place.arguments()
     fixed.pop("update")
     with DAG("d", schedule=None):

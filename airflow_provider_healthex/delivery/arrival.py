@@ -120,7 +120,7 @@ class Poke(Protocol):
         """Return what a person should know of this listing, or an empty text."""
 
     def state(self, index: int) -> object:
-        """Return what is another value when a patient's fresh objects have changed."""
+        """Return a value that changes when a patient's fresh objects change."""
 
 
 class Listing(Protocol):

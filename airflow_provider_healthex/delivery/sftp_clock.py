@@ -40,8 +40,8 @@ class SftpClock:
     :param first_poke: epoch seconds by our clock; None before.
     :param newest: the newest time of a file at the first poke by the server's clock; None if there was none.
     :param ahead: digests of the sizes and times of files that were dated after the first poke.
-    :param late: of each patient whose files it could not show (by position): their own first poke, and the newest time
-        then; twice None before.
+    :param late: patients whose files the first poke could not list, by position: their own first poke and the newest
+        time then; (None, None) until then.
     :param changes: for each patient with fresh files (by position): a digest of these, and when it was first seen.
     """
 

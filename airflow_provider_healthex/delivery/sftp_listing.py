@@ -79,7 +79,7 @@ class ListFolder:
 
 @dataclass(frozen=True)
 class Server:
-    """Requests a short text that is another one for another server, account or folder that paths begin at."""
+    """Requests a digest of the server, the account and the folder that paths begin at."""
 
 
 class NoSuchRoot(Exception):

@@ -392,5 +392,5 @@ class ArrivalSensor(BaseSensorOperator):
 def _read_event(event: Mapping[str, Any] | None) -> tuple[str, str]:
     status = event.get("status") if isinstance(event, Mapping) else None
     if status not in (ARRIVED, TIMED_OUT, REFUSED):
-        raise HealthExError(f"The wait on the triggerer broke, see its log ({event!r}); a retry waits on.")
+        raise HealthExError(f"The trigger failed ({event!r}): see its log. A retry waits again.")
     return str(status), str((event or {}).get("message") or "")

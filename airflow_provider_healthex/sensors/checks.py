@@ -24,7 +24,7 @@ REFUSED_ARGUMENTS = {"silent_fail": _BY_KIND, "never_fail": _BY_KIND}
 
 
 def refuse_arguments(sensor: Any) -> None:
-    """Refuse what the task is, however it became so: default_args pass no constructor of ours."""
+    """Check the attributes, too: default_args reach a parent's constructor without passing ours."""
     for name, reason in sensor.refused_arguments.items():
         value = getattr(sensor, name, None)
         if value and value != ["Size", "Key"]:  # metadata_keys, by default

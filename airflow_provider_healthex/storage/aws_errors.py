@@ -61,8 +61,8 @@ _TRANSIENT_CODES = re.compile(
     r"expired_?token|token_?expired|token_?refresh_?required",
     re.IGNORECASE,
 )
-#: Refusals that a role just attached, a token just replaced, or a credential endpoint that is away for a moment cause
-#: as well: they are final only where these credentials have never worked.
+#: A new role, a replaced token or an unreachable credential endpoint can cause these errors, too. They are permanent
+#: only until a listing has succeeded.
 DENIALS = frozenset(
     {
         *("AccessDenied", "AccessDeniedException", "AllAccessDisabled", "InvalidToken", "NoCredentialsError"),

@@ -75,6 +75,12 @@ class ArrivalSensor(BaseSensorOperator):
     wildcard_match: bool
     ui_color = "#d9f2e6"
 
+    if TYPE_CHECKING:
+
+        @property
+        def output(self) -> Any:
+            """Return the task's output. Airflow types it as an `XComArg`, which no typed ``@task`` takes."""
+
     def __init__(self, **kwargs: Any) -> None:
         for name, reason in self.refused_arguments.items():
             if kwargs.pop(name, None):

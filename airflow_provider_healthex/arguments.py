@@ -10,6 +10,9 @@ from typing import Any
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.moments import whole_seconds
 
+#: The name of a mapped task in Airflow's UI: its chunk, and no patient.
+CHUNK_NAME = "chunk {{ ti.map_index }}"
+
 _TEMPLATE = re.compile(r"\{\{|\{%|\{#")
 _WHOLE = re.compile(r"\s*[+-]?\d+\s*")
 
@@ -24,6 +27,13 @@ def is_rendered_later(value: Any) -> bool:
         return any(map(is_rendered_later, value))
     # XComArg, and what a mapped task group hands to its tasks: no common class on all versions of Airflow.
     return hasattr(value, "resolve") and hasattr(value, "iter_references")
+
+
+def name_chunks_alone(task: Any) -> None:
+    """Take `CHUNK_NAME`, the default, from a task that isn't mapped, and so has no chunk."""
+    is_mapped = getattr(task, "_BaseOperator__from_mapped", False) or any(True for _ in task.iter_mapped_task_groups())
+    if task.map_index_template == CHUNK_NAME and not is_mapped:
+        task.map_index_template = None
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:

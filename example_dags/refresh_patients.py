@@ -1,10 +1,10 @@
 """
 Refresh a few patients' health records, each independently of the others.
 
-``refresh_one`` runs for each patient: ``refresh`` requests the update, ``arrival`` waits for the delivery without a
-worker, ``read`` is your own work on the files. A failure ends the three tasks of that patient and no others. For a
-patient who needs to act first the three are skipped. ``report`` runs when all have ended, and ``watcher`` fails the
-run if a patient's task failed.
+``refresh_one`` runs for each patient: ``refresh`` requests the update and waits for the delivery, without a worker, and
+``read`` is your own work on the files. A failure ends the tasks of that patient and no others. For a patient who needs
+to act first they are skipped. ``report`` runs when all have ended, and ``watcher`` fails the run if a patient's task
+failed.
 
 Each patient takes a process, a token and a trigger. For more than about 20 patients use ``refresh_cohort``.
 """
@@ -18,7 +18,6 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowFailException, Param, dag, task, task_group
 
 from airflow_provider_healthex.operators.healthex import HealthExUpdatePatientOperator
-from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
 
 # HealthEx takes minutes to about an hour. The sandbox takes seconds, and the tests set these accordingly.
 POKE_INTERVAL = float(os.environ.get("HEALTHEX_EXAMPLE_POKE_INTERVAL", 60))
@@ -53,7 +52,7 @@ TIMEOUT = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_TIMEOUT", 6 *
 )
 def refresh_patients() -> None:
     @task
-    def patients(params: dict[str, Any]) -> list[str]:
+    def patients(params: Any = None) -> list[str]:
         """List the patients. Replace this by your own source of ids."""
         return list(params["patient_ids"])
 
@@ -70,10 +69,7 @@ def refresh_patients() -> None:
             project_id="{{ params.project_id }}",
             healthex_conn_id="{{ params.healthex_conn_id }}",
             on_patient_action="skip",  # skips the tasks of this patient alone
-        )
-        arrival = HealthExDataArrivalSensor(
-            task_id="arrival",
-            update=refresh.output,
+            wait_for_arrival=True,  # a retry waits on, and requests nothing (Airflow 3.3); below, it is not retried
             bucket_name="{{ params.bucket }}",
             bucket_key="{{ params.path }}",
             aws_conn_id="{{ params.aws_conn_id }}",
@@ -82,14 +78,14 @@ def refresh_patients() -> None:
             timeout=TIMEOUT,
             deferrable=True,
         )
-        result = read(arrival.output)
+        result = read(refresh.output)
 
         # The last tasks of a run decide its state, and report goes on after a failure. So this one fails the run.
         @task(trigger_rule="one_failed", retries=0)
         def watcher() -> None:
             raise AirflowFailException("A task of this patient failed: its log says why")
 
-        [refresh, arrival, result] >> watcher()
+        [refresh, result] >> watcher()
         return result
 
     @task(trigger_rule="all_done")  # the default rule would skip it as soon as one patient is skipped

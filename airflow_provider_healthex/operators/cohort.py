@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
-from airflow_provider_healthex.arguments import boolean, is_rendered_later, one_of
+from airflow_provider_healthex.arguments import CHUNK_NAME, boolean, is_rendered_later, name_chunks_alone, one_of
 from airflow_provider_healthex.client import PatientUpdate, PatientUpdateFailure
 from airflow_provider_healthex.client.bulk import check_concurrency
 from airflow_provider_healthex.client.calls import identifier
@@ -24,6 +24,7 @@ from airflow_provider_healthex.exceptions import (
 )
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink
+from airflow_provider_healthex.metrics import count_request
 from airflow_provider_healthex.operators.base import (
     ON_AMBIGUOUS,
     HealthExOperator,
@@ -87,6 +88,8 @@ class HealthExUpdateCohortOperator(HealthExOperator):
         requests it again, which may bill a second retrieval.
     :param durable: on Airflow >= 3.3, keep in the task's state store what was requested and answered. No effect below.
     :param healthex_conn_id: the Airflow connection (templated).
+    :param map_index_template: Airflow's, for mapped tasks: their name in the UI, ``chunk 3`` by default. Below Airflow
+        3.3, the default names those in a mapped task group alone.
     :returns: ``project_id``, ``organization_id``, ``requested_at`` (the earliest), and, in the order of
         ``patient_ids``: ``in_progress`` (``patient_id``, ``requested_at``, perhaps ``external_id``, ``ambiguous``),
         ``patient_action_needed`` (``patient_id``, ``reason``), ``failed`` (``patient_id``, ``status_code``,
@@ -114,9 +117,11 @@ class HealthExUpdateCohortOperator(HealthExOperator):
         on_ambiguous: str = "assume_started",
         durable: bool = True,
         healthex_conn_id: str | XComArg = HealthExHook.default_conn_name,
+        map_index_template: str | None = CHUNK_NAME,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(map_index_template=map_index_template, **kwargs)
+        name_chunks_alone(self)
         if self.is_known_when_parsed(None):
             check_when_parsed(patient_ids)
         self.check_project_id(project_id)
@@ -207,7 +212,9 @@ class _Try:
         self.journal.checkpoint()
 
     def _record(self, answer: PatientUpdate | PatientUpdateFailure) -> None:
-        self.journal.record(PatientOutcome.of(answer, self.journal.ambiguous_since(answer.patient_id)))
+        outcome = PatientOutcome.of(answer, self.journal.ambiguous_since(answer.patient_id))
+        self.journal.record(outcome)
+        count_request(outcome.kind)
         if isinstance(answer, PatientUpdate):
             self.partial_updates += answer.skipped_facilities_count > 0
         else:

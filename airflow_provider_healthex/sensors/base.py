@@ -31,10 +31,17 @@ from airflow_provider_healthex.exceptions import (
     HealthExError,
     HealthExPatientActionNeeded,
 )
+from airflow_provider_healthex.metrics import count_poke, time_delivery
 from airflow_provider_healthex.sensors.awaited import Awaited
 from airflow_provider_healthex.sensors.checks import REFUSED_ARGUMENTS, refuse_arguments, refused
 from airflow_provider_healthex.sensors.collect import collect
-from airflow_provider_healthex.sensors.compat import AirflowRescheduleException, first_reschedule, try_start
+from airflow_provider_healthex.sensors.compat import (
+    AirflowRescheduleException,
+    first_reschedule,
+    leave_time_to_conclude,
+    try_start,
+)
+from airflow_provider_healthex.sensors.lineage import DeliveredDatasets, operator_lineage
 from airflow_provider_healthex.sensors.memory import PokeMemory
 from airflow_provider_healthex.triggers.base import ARRIVED, REFUSED, TIMED_OUT, arrived_from_text
 
@@ -65,6 +72,13 @@ class ArrivalSensor(BaseSensorOperator):
     event_keys: ClassVar[tuple[str, ...]]
     deferrable: bool
     wildcard_match: bool
+    ui_color = "#d9f2e6"
+
+    if TYPE_CHECKING:
+
+        @property
+        def output(self) -> Any:
+            """Return the task's output. Airflow types it as an `XComArg`, which no typed ``@task`` takes."""
 
     def __init__(self, **kwargs: Any) -> None:
         for name, reason in self.refused_arguments.items():
@@ -79,6 +93,7 @@ class ArrivalSensor(BaseSensorOperator):
         self._limit = "timeout"  # the argument that the deadline comes from
         self._lines: WaitingLog | None = None
         self._last_poke = "none"
+        self._delivered: DeliveredDatasets | None = None
         self._own_execution_timeout: timedelta | None = None
 
     # At parse time
@@ -113,18 +128,16 @@ class ArrivalSensor(BaseSensorOperator):
         return 1.0, None
 
     def pre_execute(self, context: Any) -> None:
-        """Leave a resumed task the time to conclude: Airflow 2.11 would fail it first, and not say why."""
+        """Leave a resumed task the time to conclude."""
         super().pre_execute(context)
-        ti = context["ti"]
-        if self.execution_timeout is None or hasattr(ti, "get_first_reschedule_date"):
-            return
-        if ti.next_method and ti.start_date:
-            grace = datetime.now(timezone.utc) - ti.start_date + timedelta(seconds=self.deferral_grace)
-            self._own_execution_timeout = self.execution_timeout
-            self.execution_timeout = max(self.execution_timeout, grace)
+        self._own_execution_timeout = leave_time_to_conclude(self, context, self.deferral_grace)
 
     def execute(self, context: Context) -> Any:
         """Wait, here or on the triggerer."""
+        return self.wait(context)
+
+    def wait(self, context: Context) -> Any:
+        """Do what `execute` does, which Airflow lets no other task call."""
         with self._failures():
             refuse_arguments(self)
             schedule = self._prepare(context)
@@ -155,6 +168,7 @@ class ArrivalSensor(BaseSensorOperator):
             self._prepare(context)
         awaited: Awaited = self._awaited
         self._objects = {}
+        count_poke()
         waiting = self._recall() or self._run(awaited.wait.poke(self._keep if awaited.needs_objects else None))
         if waiting is None or self._is_enough(time.time()):
             return PokeReturnValue(True, self._finish(awaited.wait.arrived, context))
@@ -380,7 +394,14 @@ class ArrivalSensor(BaseSensorOperator):
         objects = [self._objects[key] for key in sorted(self._objects)]
         result = awaited.result(arrivals, objects, manifest)
         self._inform_outlets(result, context)
+        self._delivered = DeliveredDatasets.of(awaited, arrivals.values())
+        for index, arrival in arrivals.items():
+            time_delivery(arrival.last_modified - awaited.wait.expectation.patients[index].requested_at)
         return result
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Return the arrived prefix as output data set, for the OpenLineage provider, where that is installed."""
+        return operator_lineage(self._delivered)
 
     def _inform_outlets(self, result: Mapping[str, Any], context: Context) -> None:
         """Put some of the result into the asset events of the task's outlets."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, cast
 
 try:
@@ -13,7 +13,7 @@ except ImportError:  # Airflow 2.11
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-__all__ = ["AirflowRescheduleException", "first_reschedule", "try_start"]
+__all__ = ["AirflowRescheduleException", "first_reschedule", "leave_time_to_conclude", "try_start"]
 
 
 def first_reschedule(context: Context) -> float | None:
@@ -34,3 +34,17 @@ def try_start(context: Context, wait_started: float) -> float:
     ti: Any = context["ti"]
     start = None if hasattr(ti, "get_first_reschedule_date") else getattr(ti, "start_date", None)
     return max(wait_started, start.timestamp()) if start else wait_started
+
+
+def leave_time_to_conclude(task: Any, context: Context, grace: float) -> timedelta | None:
+    """
+    Lengthen a resumed task's execution_timeout by some seconds: Airflow 2.11 would fail it first, and not say why.
+
+    :returns: the author's own limit; None where it is as it was.
+    """
+    ti: Any = context["ti"]
+    own: timedelta | None = task.execution_timeout
+    if own is None or hasattr(ti, "get_first_reschedule_date") or not (ti.next_method and ti.start_date):
+        return None
+    task.execution_timeout = max(own, datetime.now(timezone.utc) - ti.start_date + timedelta(seconds=grace))
+    return own

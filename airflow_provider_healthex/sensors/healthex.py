@@ -10,7 +10,7 @@ from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor
 from airflow.providers.amazon.aws.utils.mixins import aws_template_fields
 from airflow.providers.common.compat.sdk import conf
 
-from airflow_provider_healthex.arguments import one_of
+from airflow_provider_healthex.arguments import CHUNK_NAME, name_chunks_alone, one_of
 from airflow_provider_healthex.sensors.awaited import Awaited
 from airflow_provider_healthex.sensors.base import ArrivalSensor
 from airflow_provider_healthex.sensors.bucket import GRACE, REFUSED_ARGUMENTS, check_literals, open_bucket
@@ -203,6 +203,8 @@ class HealthExCohortArrivalSensor(ArrivalSensor, S3KeySensor):
     :param poke_interval: seconds between two pokes, 120 by default.
     :param timeout: seconds until the deadline, 24 hours by default; there is one last poke then. ``soft_fail`` turns
         its failure into a skip, and no other.
+    :param map_index_template: Airflow's, for mapped tasks: their name in the UI, ``chunk 3`` by default. Below Airflow
+        3.3, the default names those in a mapped task group alone.
     :returns: ``bucket``, ``arrived``: for each ``patient_id``, ``prefix``, ``object_count``, ``last_modified``;
         ``missing``: the ids of the others; ``arrived_count``, ``missing_count``, ``manifest``. If nobody is in
         progress it succeeds at once, with empty lists: whether that is a failure was the operator's decision.
@@ -247,6 +249,7 @@ class HealthExCohortArrivalSensor(ArrivalSensor, S3KeySensor):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poke_interval: timedelta | float = 120,
         timeout: timedelta | float = 24 * 60 * 60,
+        map_index_template: str | None = CHUNK_NAME,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -256,8 +259,10 @@ class HealthExCohortArrivalSensor(ArrivalSensor, S3KeySensor):
             deferrable=deferrable,
             poke_interval=poke_interval,
             timeout=timeout,
+            map_index_template=map_index_template,
             **kwargs,
         )
+        name_chunks_alone(self)
         self.update = update
         self.gets_update = update is not None
         self.min_fraction = min_fraction

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import conf
 
-from airflow_provider_healthex.arguments import one_of
+from airflow_provider_healthex.arguments import CHUNK_NAME, name_chunks_alone, one_of
 from airflow_provider_healthex.delivery.sftp_listing import CONFIRMATION, PARTIAL
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.sensors.awaited import Awaited
@@ -207,6 +207,8 @@ class HealthExSftpCohortArrivalSensor(ArrivalSensor):
     :param poke_interval: seconds between two pokes, 120 by default.
     :param timeout: seconds until the deadline, 24 hours by default; there is one last poke then. ``soft_fail`` turns
         its failure into a skip, and no other.
+    :param map_index_template: Airflow's, for mapped tasks: their name in the UI, ``chunk 3`` by default. Below Airflow
+        3.3, the default names those in a mapped task group alone.
     :returns: as `HealthExCohortArrivalSensor`.
     :raises HealthExConfigurationError: on construction, for an argument that can't be used.
     :raises AirflowFailException: from the typed error, for a permanent one.
@@ -248,9 +250,11 @@ class HealthExSftpCohortArrivalSensor(ArrivalSensor):
         sftp_conn_id: str | XComArg = "sftp_default",
         poke_interval: timedelta | float = 120,
         timeout: timedelta | float = 24 * 60 * 60,
+        map_index_template: str | None = CHUNK_NAME,
         **kwargs: Any,
     ) -> None:
-        super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
+        super().__init__(poke_interval=poke_interval, timeout=timeout, map_index_template=map_index_template, **kwargs)
+        name_chunks_alone(self)
         self.path: Any = path
         self.update = update
         self.gets_update = update is not None

@@ -24,6 +24,7 @@ from airflow_provider_healthex.delivery.plan import Plan, Steps, Waiting
 from airflow_provider_healthex.delivery.s3_listing import IncompleteListing, S3Listing, UnusableListing
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError, HealthExError
 from airflow_provider_healthex.hooks.connection import ConnectionNotFound, find_connection
+from airflow_provider_healthex.metrics import count_lists
 from airflow_provider_healthex.storage.aws_errors import (
     ADVICE,
     DENIALS,
@@ -249,6 +250,7 @@ class Bucket(_Bucket):
             batch = next(plan)
             while True:
                 doing = Doing.LISTING
+                count_lists(len(batch))
                 calls = [partial(client.list_objects_v2, Bucket=self.name, **request) for request in batch]
                 answers = _within(REQUEST_LIMIT, *calls)
                 self.listed, doing = True, Doing.DECIDING
@@ -308,6 +310,7 @@ class AsyncBucket(_Bucket):
             batch = next(plan)
             while True:
                 doing = Doing.LISTING
+                count_lists(len(batch))
                 calls = [client.list_objects_v2(Bucket=self.name, **request) for request in batch]
                 answers = await _within_async(REQUEST_LIMIT, _together(calls))
                 self.listed, doing = True, Doing.DECIDING

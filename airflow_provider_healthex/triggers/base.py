@@ -15,6 +15,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_healthex.delivery import ArrivalWait, Expectation, Waiting
 from airflow_provider_healthex.delivery.schedule import PokeSchedule, WaitingLog
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError
+from airflow_provider_healthex.metrics import count_poke
 
 #: The values of an event's ``status``. ``refused``: a permanent error. ``broken``: a defect of this code, which a retry
 #: may get past.
@@ -116,6 +117,7 @@ class ArrivalTrigger(BaseTrigger):
                     return self._event(TIMED_OUT, waiting.reason, wait)
 
     async def _poke(self, storage: Any, wait: ArrivalWait) -> Waiting | None:
+        count_poke()
         try:
             waiting: Waiting | None = await storage.run(wait.poke())
         except HealthExConnectionError as error:

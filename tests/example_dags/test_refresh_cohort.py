@@ -89,11 +89,11 @@ def test_the_accepted_patients_of_a_chunk_that_failed_are_processed_and_the_run_
     failing = (patients.PROJECT_PAUSED, patients.UNKNOWN)
     set_consented(sandbox, patients.CONSENT_EXPIRED, *READABLE, *failing, patients.UNLOCKED_OR_NO_TARGETED_LIST)
     run = run_dag(load(sandbox, chunk=3), sandbox)
-    assert task_states(run, "refresh_chunk.refresh") == ["success", "failed", "failed"]
-    assert task_states(run, "refresh_chunk.arrival") == ["success", "success", "success"]
+    assert task_states(run, "healthex_refresh.chunk.refresh") == ["success", "failed", "failed"]
+    assert task_states(run, "healthex_refresh.chunk.arrival") == ["success", "success", "success"]
     assert processed(run) == READABLE
     assert xcom(run, "report") == {"arrived": 3, "missing": 0}
-    assert task_states(run, "refresh_chunk.watcher") == ["skipped", "failed", "failed"]
+    assert task_states(run, "healthex_refresh.watcher") == ["failed"]
     assert run.state == "failed"
 
 
@@ -101,7 +101,7 @@ def test_a_chunk_that_left_no_result_fails_and_the_others_are_processed(load, sa
     # An unusable id: the operator refuses the chunk before it requests any patient.
     set_consented(sandbox, *READABLE, "patient..unusable")
     run = run_dag(load(sandbox, chunk=3), sandbox)
-    assert task_states(run, "refresh_chunk.arrival") == ["success", "failed"]
+    assert task_states(run, "healthex_refresh.chunk.arrival") == ["success", "failed"]
     assert processed(run) == READABLE
     assert xcom(run, "report") == {"arrived": 3, "missing": 0}
     assert sandbox.asked_by_patient() == dict.fromkeys(READABLE, 1)
@@ -119,7 +119,7 @@ def test_too_few_deliveries_fail_the_run_and_those_that_came_are_processed(load,
 def test_without_consented_patients_nothing_is_requested_and_nothing_fails(load, sandbox):
     set_consented(sandbox)
     run = run_dag(load(sandbox, chunk=2), sandbox)
-    assert set(task_states(run, "refresh_chunk.arrival")) == {"skipped"}
+    assert set(task_states(run, "healthex_refresh.chunk.arrival")) == {"skipped"}
     assert xcom(run, "report") == {"arrived": 0, "missing": 0}
     assert run.state == "success"
 

@@ -96,6 +96,14 @@ class FakeTaskInstance:
     def __init__(self, task: Any) -> None:
         self.task = task
         self.first_reschedule: datetime | None = None
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = json.loads(json.dumps(value))
+
+    def xcom_pull(self, *, task_ids: str, key: str, map_indexes: int) -> Any:
+        assert (task_ids, map_indexes) == (self.task_id, self.map_index)
+        return self.pushed.get(key)
 
     def get_first_reschedule_date(self, context: Any) -> datetime | None:
         return self.first_reschedule

@@ -24,6 +24,9 @@ def test_the_consented_patients_are_refreshed_in_chunks(dags, healthex_sandbox):
     assert len(chunks) > 1
     results = {ti.map_index: ti.state for ti in run.get_task_instances() if ti.task_id == "refresh"}
     assert len(results) == len(chunks)
+    if HAS_STATE_STORE:  # and so a newer Airflow, which takes an operator's own default
+        names = {ti.map_index: ti.rendered_map_index for ti in run.get_task_instances() if ti.task_id == "refresh"}
+        assert names == {index: f"chunk {index}" for index in results}
     for index, chunk in enumerate(chunks):
         result = xcom(run, "refresh", index)
         found = [*result["in_progress"], *result["patient_action_needed"], *result["failed"]]

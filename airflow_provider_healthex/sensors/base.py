@@ -16,7 +16,6 @@ from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
     AirflowSkipException,
     AirflowTaskTimeout,
-    Asset,
     BaseSensorOperator,
     PokeReturnValue,
 )
@@ -32,7 +31,7 @@ from airflow_provider_healthex.exceptions import (
     HealthExError,
     HealthExPatientActionNeeded,
 )
-from airflow_provider_healthex.metrics import count_poke, time_delivery
+from airflow_provider_healthex.metrics import count_poke
 from airflow_provider_healthex.sensors.awaited import Awaited
 from airflow_provider_healthex.sensors.checks import REFUSED_ARGUMENTS, refuse_arguments, refused
 from airflow_provider_healthex.sensors.compat import (
@@ -41,8 +40,13 @@ from airflow_provider_healthex.sensors.compat import (
     leave_time_to_conclude,
     try_start,
 )
-from airflow_provider_healthex.sensors.lineage import DeliveredDatasets, operator_lineage
 from airflow_provider_healthex.sensors.memory import PokeMemory
+from airflow_provider_healthex.sensors.reports import (
+    DeliveredDatasets,
+    inform_outlets,
+    operator_lineage,
+    time_deliveries,
+)
 from airflow_provider_healthex.triggers.base import ARRIVED, REFUSED, TIMED_OUT, arrived_from_text
 
 if TYPE_CHECKING:
@@ -394,10 +398,9 @@ class ArrivalSensor(BaseSensorOperator):
                 manifest = awaited.storage.uri(awaited.manifest)
         objects = [self._objects[key] for key in sorted(self._objects)]
         result = awaited.result(arrivals, objects, manifest)
-        self._inform_outlets(result, context)
-        self._delivered = DeliveredDatasets.of(awaited, arrivals.values())
-        for index, arrival in arrivals.items():
-            time_delivery(arrival.last_modified - awaited.wait.expectation.patients[index].requested_at)
+        inform_outlets(self, result, context)
+        self._delivered = DeliveredDatasets.of(awaited, arrivals.values()) if arrivals else None
+        time_deliveries(awaited, arrivals)
         return result
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
@@ -426,12 +429,6 @@ class ArrivalSensor(BaseSensorOperator):
             if not isinstance(found, Waiting):
                 break
         return found
-
-    def _inform_outlets(self, result: Mapping[str, Any], context: Context) -> None:
-        """Put some of the result into the asset events of the task's outlets."""
-        for outlet in self.outlets or ():
-            if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra.update({key: result[key] for key in self.event_keys})
 
 
 def _read_event(event: Mapping[str, Any] | None) -> tuple[str, str]:

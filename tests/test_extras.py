@@ -39,7 +39,7 @@ def test_hook_operator_and_s3_sensor_need_no_extra():
     # A process of its own: what the tests have imported already would hide what is missing.
     code = (
         "import sys\n"
-        "for name in ('asyncssh', 'moto', 'flask', 'aiosmtpd', 'openlineage', 'airflow.providers.sftp.hooks'):\n"
+        "for name in ('asyncssh', 'moto', 'aiosmtpd', 'airflow.providers.sftp.hooks'):\n"
         "    sys.modules[name] = None\n"
         "import airflow_provider_healthex.hooks.healthex, airflow_provider_healthex.operators.healthex\n"
         "import airflow_provider_healthex.sensors.healthex, airflow_provider_healthex.triggers.healthex\n"

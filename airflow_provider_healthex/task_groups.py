@@ -102,7 +102,7 @@ class _HealthExRefresh:
 
     def __call__(
         self, patient_ids: Sequence[str | Mapping[str, str]] | XComArg, **options: Unpack[RefreshOptions]
-    ) -> XComArg:
+    ) -> Any:
         """Make the group for one list of patients, and return the list with its result."""
         with TaskGroup(_group_id(options), add_suffix_on_collision=True):
             return _collect(*_request_and_wait(patient_ids, options))
@@ -119,7 +119,7 @@ class _Partial:
     def __init__(self, options: RefreshOptions) -> None:
         self._options = options
 
-    def expand(self, *, patient_ids: Sequence[Sequence[str | Mapping[str, str]]] | XComArg) -> XComArg:
+    def expand(self, *, patient_ids: Sequence[Sequence[str | Mapping[str, str]]] | XComArg) -> Any:
         """Make the group for each of several lists of patients, and return the list of their results."""
         tasks: list[Any] = []
 
@@ -173,7 +173,7 @@ def _sensor_class(options: RefreshOptions) -> Any:
     return HealthExCohortArrivalSensor
 
 
-def _collect(refresh: Any, arrival: Any) -> XComArg:
+def _collect(refresh: Any, arrival: Any) -> Any:
     @task(trigger_rule="all_done")
     def results(arrivals: Any) -> list[Any]:
         """List the chunks' results. Airflow 3.3 passes a single one without a list, and None where there is none."""
@@ -185,5 +185,4 @@ def _collect(refresh: Any, arrival: Any) -> XComArg:
         raise AirflowFailException("A task refresh or arrival of this group failed: its log says why")
 
     [refresh, arrival] >> watcher()
-    found: XComArg = results(arrival.output)
-    return found
+    return results(arrival.output)

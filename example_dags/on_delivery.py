@@ -19,7 +19,7 @@ from airflow_provider_healthex.triggers.healthex import HealthExDeliveryTrigger
 try:
     from airflow.sdk import AssetWatcher
 except ImportError:  # Airflow 2.11 has no watchers
-    AssetWatcher = None
+    AssetWatcher = None  # type: ignore[assignment, misc]
 
 if AssetWatcher is not None:
     # A watcher has no runs, and so no parameters: its arguments are fixed when the DAG is parsed.
@@ -40,7 +40,7 @@ if AssetWatcher is not None:
     )
     def on_delivery() -> None:
         @task
-        def process(triggering_asset_events: Any) -> list[str]:
+        def process(triggering_asset_events: Any = None) -> list[str]:
             """Process each patient's delivery once: one run may have several events."""
             newest: dict[tuple[str, str], dict[str, Any]] = {}
             for events in triggering_asset_events.values():

@@ -156,7 +156,7 @@ def listed(title: str, patient_ids: list[str]) -> str:
 )
 def reconsent_cohort() -> None:
     @task
-    def patients(params: dict[str, Any]) -> list[str]:
+    def patients(params: Any = None) -> list[str]:
         """List the patients. Replace this by your registry, where they don't fit a parameter."""
         return list(params["patient_ids"])
 
@@ -198,7 +198,7 @@ def reconsent_cohort() -> None:
         return [to_mail[start : start + BATCH] for start in range(0, len(to_mail), BATCH)]
 
     @task
-    def outreach(batch: list[dict[str, str]], params: dict[str, Any]) -> list[str]:
+    def outreach(batch: list[dict[str, str]], params: Any = None) -> list[str]:
         """
         Mail a batch.
 
@@ -211,9 +211,7 @@ def reconsent_cohort() -> None:
         return mailed
 
     @task(trigger_rule="all_done")
-    def notify_coordinator(
-        update: dict[str, Any] | None, mailed: Iterable[list[str]] | None, params: dict[str, Any], run_id: str
-    ) -> None:
+    def notify_coordinator(update: dict[str, Any] | None, mailed: Any, params: Any = None, run_id: Any = None) -> None:
         """Mail the study HealthEx's ids, and nothing else of the patients. The reasons are in Airflow."""
         if not update:
             raise AirflowSkipException(NO_RESULT)

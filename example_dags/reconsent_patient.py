@@ -109,17 +109,17 @@ def reconsent_patient() -> None:
     # If one of these is killed after its mail went out, its retry sends a second mail. That does no harm.
 
     @task
-    def ask_to_consent(params: dict[str, Any]) -> None:
+    def ask_to_consent(params: Any = None) -> None:
         """Ask for the consent that is missing or has expired."""
         mail_link(params, "Your consent", "Please consent again to share your health records with our study:")
 
     @task
-    def ask_to_sign_in(params: dict[str, Any]) -> None:
+    def ask_to_sign_in(params: Any = None) -> None:
         """Ask for the sign-in that a health system requires."""
         mail_link(params, "Please sign in", "A health system asks you to sign in, so that our study can go on:")
 
     @task
-    def notify_coordinator(params: dict[str, Any], run_id: str) -> None:
+    def notify_coordinator(params: Any = None, run_id: Any = None) -> None:
         """Mail the study HealthEx's id of the patient, and nothing else. The reason is in Airflow."""
         body = (
             f"HealthEx can't refresh {params['patient_id']} of {params['project_id']}. The patient was not mailed. "

@@ -30,7 +30,7 @@ from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
 try:
     from airflow.providers.standard.operators.hitl import HITLBranchOperator
 except (ImportError, AirflowOptionalProviderFeatureException):  # Airflow below 3.1 has no such operator
-    HITLBranchOperator = None
+    HITLBranchOperator = None  # type: ignore[assignment, misc]
 
 # HealthEx takes minutes to about an hour, a patient days. The tests set these accordingly.
 POKE_INTERVAL = float(os.environ.get("HEALTHEX_EXAMPLE_POKE_INTERVAL", 60))
@@ -104,7 +104,7 @@ if HITLBranchOperator is not None:
             return "arrival" if update["message"] == "IN_PROGRESS_NO_ACTION_NEEDED" else "outreach"
 
         @task
-        def outreach(update: dict[str, Any], params: dict[str, Any], run_id: str) -> None:
+        def outreach(update: dict[str, Any], params: Any = None, run_id: Any = None) -> None:
             """Mail the patient or the coordinator. The retry of a killed task may do so twice, which does no harm."""
             if update["patient_action_needed_reason"] not in LINK_HELPS:
                 body = escape(
@@ -137,7 +137,7 @@ if HITLBranchOperator is not None:
             response_timeout=RESPONSE_TIMEOUT,
         )
         # Airflow 3.1 would show the run's params with the question, and store them with it.
-        confirm.params = {}
+        confirm.params = {}  # type: ignore[assignment]
 
         arrival = HealthExDataArrivalSensor(
             task_id="arrival",

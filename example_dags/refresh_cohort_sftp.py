@@ -24,7 +24,7 @@ from airflow_provider_healthex.operators.healthex import (
 try:
     from airflow_provider_healthex.sensors.sftp import HealthExSftpCohortArrivalSensor
 except ImportError:  # without the extra sftp
-    HealthExSftpCohortArrivalSensor = None
+    HealthExSftpCohortArrivalSensor = None  # type: ignore[assignment, misc]
 
 # HealthEx takes minutes to about an hour. The sandbox takes seconds, and the tests set these accordingly.
 POKE_INTERVAL = float(os.environ.get("HEALTHEX_EXAMPLE_POKE_INTERVAL", 120))

@@ -71,7 +71,7 @@ def refresh_patient() -> None:
     )
 
     @task
-    def read(delivery: dict[str, Any], params: dict[str, Any]) -> dict[str, int]:
+    def read(delivery: dict[str, Any], params: Any = None) -> dict[str, int]:
         """Count the FHIR resources that came. Return counts, never patients' data: XCom is stored and shown."""
         s3 = S3Hook(aws_conn_id=params["aws_conn_id"])
         resources: Counter[str] = Counter()

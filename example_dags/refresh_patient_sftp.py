@@ -27,7 +27,7 @@ try:
 
     from airflow_provider_healthex.sensors.sftp import HealthExSftpDataArrivalSensor
 except ImportError:  # without the extra sftp
-    SFTPHook = None
+    SFTPHook = None  # type: ignore[assignment, misc]
 
 # HealthEx takes minutes to about an hour. The sandbox takes seconds, and its demo sets these accordingly.
 POKE_INTERVAL = float(os.environ.get("HEALTHEX_EXAMPLE_POKE_INTERVAL", 60))
@@ -76,7 +76,7 @@ if SFTPHook is not None:
         )
 
         @task
-        def read(delivery: dict[str, Any], params: dict[str, Any]) -> dict[str, int]:
+        def read(delivery: dict[str, Any], params: Any = None) -> dict[str, int]:
             """Count the FHIR resources. Return counts, never patients' data: XCom is stored and shown."""
             resources: Counter[str] = Counter()
             with SFTPHook(ssh_conn_id=params["sftp_conn_id"]).get_managed_conn() as sftp:

@@ -52,7 +52,7 @@ TIMEOUT = timedelta(seconds=float(os.environ.get("HEALTHEX_EXAMPLE_TIMEOUT", 6 *
 )
 def refresh_patients() -> None:
     @task
-    def patients(params: dict[str, Any]) -> list[str]:
+    def patients(params: Any = None) -> list[str]:
         """List the patients. Replace this by your own source of ids."""
         return list(params["patient_ids"])
 

@@ -21,7 +21,8 @@ KINDS = ("hooks", "operators", "sensors", "triggers", "other")
 def test_the_registry_has_the_packages_name_and_addresses():
     info = get_provider_info()
     assert (REGISTRY["package-name"], REGISTRY["display-name"]) == (info["package-name"], info["name"])
-    assert (REGISTRY["docs-url"], REGISTRY["source-url"]) == (PROJECT["urls"]["Documentation"], PROJECT["urls"]["Source"])
+    addresses = (PROJECT["urls"]["Documentation"], PROJECT["urls"]["Source"])
+    assert (REGISTRY["docs-url"], REGISTRY["source-url"]) == addresses
 
 
 @pytest.mark.parametrize("name", [each["module"] for kind in KINDS for each in REGISTRY[kind]])

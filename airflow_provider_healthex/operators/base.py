@@ -1,11 +1,11 @@
-"""What the operators share: their hook, checks of their arguments, and which errors Airflow retries."""
+"""The operators' common parts: their hook, checks of their arguments, and which errors Airflow retries."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 
@@ -29,6 +29,12 @@ class HealthExOperator(BaseOperator):
 
     healthex_conn_id: Any  # text by the time the hook is made
     project_id: Any
+
+    if TYPE_CHECKING:
+
+        @property
+        def output(self) -> Any:
+            """Return the task's output. Airflow types it as an `XComArg`, which no typed ``@task`` takes."""
 
     @cached_property
     def hook(self) -> HealthExHook:

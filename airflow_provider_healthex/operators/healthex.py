@@ -31,7 +31,7 @@ from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, Journal
 from airflow_provider_healthex.operators.outcomes import AMBIGUOUS, FAILED, PatientOutcome
 from airflow_provider_healthex.operators.waiting import check_wait, leave_time, wait
 from airflow_provider_healthex.sensors.checks import plain_seconds
-from airflow_provider_healthex.sensors.lineage import operator_lineage
+from airflow_provider_healthex.sensors.reports import operator_lineage
 from airflow_provider_healthex.sensors.request import RULE_FIELDS
 
 if TYPE_CHECKING:

@@ -16,14 +16,12 @@ from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
     AirflowSkipException,
     AirflowTaskTimeout,
-    Asset,
     BaseSensorOperator,
     PokeReturnValue,
 )
 
 from airflow_provider_healthex.arguments import at_least, boolean
-from airflow_provider_healthex.delivery import Arrival, Plan, StoredObject, Waiting
-from airflow_provider_healthex.delivery.manifest import manifest_lines
+from airflow_provider_healthex.delivery import Plan, StoredObject, Waiting
 from airflow_provider_healthex.delivery.plan import alone
 from airflow_provider_healthex.delivery.schedule import PokeSchedule, WaitingLog
 from airflow_provider_healthex.exceptions import (
@@ -32,17 +30,19 @@ from airflow_provider_healthex.exceptions import (
     HealthExError,
     HealthExPatientActionNeeded,
 )
-from airflow_provider_healthex.metrics import count_poke, time_delivery
+from airflow_provider_healthex.metrics import count_poke
 from airflow_provider_healthex.sensors.awaited import Awaited
 from airflow_provider_healthex.sensors.checks import REFUSED_ARGUMENTS, refuse_arguments, refused
-from airflow_provider_healthex.sensors.compat import (
-    AirflowRescheduleException,
-    first_reschedule,
-    leave_time_to_conclude,
-    try_start,
-)
-from airflow_provider_healthex.sensors.lineage import DeliveredDatasets, operator_lineage
+from airflow_provider_healthex.sensors.collect import collect
+from airflow_provider_healthex.sensors.compat import AirflowRescheduleException, leave_time_to_conclude
+from airflow_provider_healthex.sensors.deadline import moments
 from airflow_provider_healthex.sensors.memory import PokeMemory
+from airflow_provider_healthex.sensors.reports import (
+    DeliveredDatasets,
+    inform_outlets,
+    operator_lineage,
+    time_deliveries,
+)
 from airflow_provider_healthex.triggers.base import ARRIVED, REFUSED, TIMED_OUT, arrived_from_text
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ T = TypeVar("T")
 DEFERRAL_GRACE = 60.0
 
 _MANIFEST_IN_MEMORY = 8 * 1024 * 1024  # bytes
-_ATTEMPTS, _PAUSE = 4, 15.0  # at listing what has arrived; seconds between them
 
 
 class ArrivalSensor(BaseSensorOperator):
@@ -74,6 +73,12 @@ class ArrivalSensor(BaseSensorOperator):
     deferrable: bool
     wildcard_match: bool
     ui_color = "#d9f2e6"
+
+    if TYPE_CHECKING:
+
+        @property
+        def output(self) -> Any:
+            """Return the task's output. Airflow types it as an `XComArg`, which no typed ``@task`` takes."""
 
     def __init__(self, **kwargs: Any) -> None:
         for name, reason in self.refused_arguments.items():
@@ -283,30 +288,14 @@ class ArrivalSensor(BaseSensorOperator):
         :param deadline: of the wait that goes on here, if one does.
         :param since: the moment that the wait's first process counted from.
         """
-        now = time.time()
-        started = try_started = now
-        rescheduled = None
-        if self.reschedule and not self.deferrable:
-            rescheduled = first_reschedule(context)
-            started = rescheduled or now
-            try_started = try_start(context, started)
-        ends = {"timeout": started + self.timeout}
-        limit = self._own_execution_timeout or self.execution_timeout
-        if limit is not None:
-            ends["execution_timeout"] = try_started + limit.total_seconds()
-        self._limit = min(reversed(ends), key=ends.__getitem__)
-        if deadline is not None:  # both began when the wait did
-            started, ends[self._limit] = deadline - (ends[self._limit] - now), deadline
-        _, enough_after = self._min_fraction()
-        schedule = self._schedule = PokeSchedule(
-            started=started,
-            deadline=ends[self._limit],
-            poke_interval=self.poke_interval,
-            exponential_backoff=bool(self.exponential_backoff),
-            max_wait=self.max_wait.total_seconds() if self.max_wait else None,
-            enough_at=None if enough_after is None else started + enough_after,
+        schedule, self._limit, goes_on = moments(
+            self,
+            context,
+            execution_timeout=self._own_execution_timeout or self.execution_timeout,
+            enough_after=self._min_fraction()[1],
+            deadline=deadline,
         )
-        self._is_first_poke = deadline is None and rescheduled is None
+        self._schedule, self._is_first_poke = schedule, not goes_on
         # Whether an earlier poke of a rescheduled sensor had listed isn't known: it was another process's.
         self._awaited = self._await(since)
         self._memory = PokeMemory.of(context, self._awaited.wait, self.log)
@@ -370,9 +359,9 @@ class ArrivalSensor(BaseSensorOperator):
         manifest = None
         with tempfile.SpooledTemporaryFile(_MANIFEST_IN_MEMORY) as file:
             lines = cast("IO[bytes]", file)
-            # What the triggerer saw isn't in its event, except for who arrived: it is too much for the database.
+            # The event names only who arrived: all that the triggerer saw would be too much for the database.
             if awaited.manifest or len(arrivals) < len(arrived):
-                found = self._list_again(arrived, lines)
+                found, self._objects = collect(awaited, arrived, lines, self._run, self.poke_interval)
                 if isinstance(found, Waiting):
                     self._last_poke = found.reason
                     if may_wait:
@@ -388,48 +377,18 @@ class ArrivalSensor(BaseSensorOperator):
                 manifest = awaited.storage.uri(awaited.manifest)
         objects = [self._objects[key] for key in sorted(self._objects)]
         result = awaited.result(arrivals, objects, manifest)
-        self._inform_outlets(result, context)
-        self._delivered = DeliveredDatasets.of(awaited, arrivals.values())
-        for index, arrival in arrivals.items():
-            time_delivery(arrival.last_modified - awaited.wait.expectation.patients[index].requested_at)
+        inform_outlets(self, result, context)
+        self._delivered = DeliveredDatasets.of(awaited, arrivals.values()) if arrivals else None
+        time_deliveries(awaited, arrivals)
         return result
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Return the arrived prefix as output data set, for the OpenLineage provider, where that is installed."""
         return operator_lineage(self._delivered)
 
-    def _list_again(self, arrived: Collection[int], lines: IO[bytes]) -> dict[int, Arrival] | Waiting:
-        """List the fresh objects of those who arrived, and write a manifest's line for each."""
-        awaited: Awaited = self._awaited
-        patients = awaited.wait.expectation.patients
-
-        def take(index: int, objects: Sequence[StoredObject]) -> None:
-            if awaited.needs_objects:
-                self._keep(index, objects)
-            if awaited.manifest:
-                patient_id = patients[index].patient_id
-                written = manifest_lines(objects, uri=awaited.storage.uri, patient_id=patient_id)
-                lines.writelines(f"{line}\n".encode() for line in written)
-
-        for attempt in range(_ATTEMPTS):
-            time.sleep(min(self.poke_interval, _PAUSE) if attempt else 0)
-            self._objects = {}
-            lines.seek(0)
-            lines.truncate()
-            found = self._run(awaited.wait.collect(arrived, take))
-            if not isinstance(found, Waiting):
-                break
-        return found
-
-    def _inform_outlets(self, result: Mapping[str, Any], context: Context) -> None:
-        """Put some of the result into the asset events of the task's outlets."""
-        for outlet in self.outlets or ():
-            if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra.update({key: result[key] for key in self.event_keys})
-
 
 def _read_event(event: Mapping[str, Any] | None) -> tuple[str, str]:
     status = event.get("status") if isinstance(event, Mapping) else None
     if status not in (ARRIVED, TIMED_OUT, REFUSED):
-        raise HealthExError(f"The wait on the triggerer broke, see its log ({event!r}); a retry waits on.")
+        raise HealthExError(f"The trigger failed ({event!r}): see its log. A retry waits again.")
     return str(status), str((event or {}).get("message") or "")

@@ -17,6 +17,7 @@ WHERE = RefreshOptions(
     timeout=30,
     deferrable=True,
 )
+STRICT: RefreshOptions = {**WHERE, "group_id": "refreshed", "max_failures": 0}
 
 
 @task
@@ -33,7 +34,7 @@ with DAG("one_chunk", schedule=None) as one_chunk:
 
 with DAG("chunks", schedule=None) as chunks:
     count(
-        healthex_refresh.partial(group_id="refreshed", max_failures=0, **WHERE).expand(
+        healthex_refresh.partial(**STRICT).expand(
             patient_ids=[[patients.IN_PROGRESS], [patients.UNKNOWN], [patients.PARTIAL, patients.PROJECT_PAUSED]]
         )
     )

@@ -1,4 +1,4 @@
-"""What a type checker must accept of a user's DAG, and one key of a task's output."""
+"""A user's DAG that a type checker must accept, with one key of a task's output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ with DAG("typed", schedule=None) as typed:
         skip_interactive="{{ dag_run.conf['skip_interactive'] }}",
         multiple_outputs=True,
     )
-    patient_id = refresh.output["patient_id"]  # type: ignore[index]  # Airflow's own types lack the index
+    patient_id = refresh.output["patient_id"]
     again = HealthExUpdatePatientOperator(task_id="again", patient_id=patient_id)
     cohort = HealthExUpdateCohortOperator(
         task_id="cohort", patient_ids=[patients.PARTIAL, {"patient_id": patients.SEVERAL_FILES, "external_id": "e-1"}]

@@ -15,11 +15,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(300)
-def test_a_strict_type_checker_accepts_outputs_and_templates_as_arguments():
+def test_a_strict_type_checker_accepts_outputs_and_templates_as_arguments_and_the_example_dags():
     pytest.importorskip("mypy")
     pytest.importorskip("airflow.sdk", reason="Airflow 2.11 has no complete types")
     checked = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "tests/dags/typed.py"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "mypy", "--strict", "tests/dags/typed.py", "tests/dags/task_groups.py", "example_dags"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
 

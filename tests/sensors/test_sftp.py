@@ -688,3 +688,14 @@ def test_without_the_extra_the_import_says_what_to_install(tmp_path):
     environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "pip install 'airflow-provider-healthex[sftp]'" in done.stderr
+
+
+def test_openlineage_gets_the_server_as_the_sftp_provider_names_it(d: OpenSsh):
+    pytest.importorskip("airflow.providers.openlineage")
+    d.put(FOLDER + "bundle.json")
+    waiting = sensor()
+    waiting.execute(context_of(waiting))
+    (data_set,) = waiting.get_openlineage_facets_on_complete(None).outputs
+    assert data_set.namespace.startswith("file://127.0.0.1:")
+    assert data_set.name == f"{d.served}/d/"
+    assert data_set.outputFacets["outputStatistics"].fileCount == 1

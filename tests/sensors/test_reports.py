@@ -9,7 +9,7 @@ from helpers.support import context_of
 
 from airflow_provider_healthex.delivery import Arrival
 from airflow_provider_healthex.sensors.healthex import HealthExDataArrivalSensor
-from airflow_provider_healthex.sensors.lineage import DeliveredDatasets
+from airflow_provider_healthex.sensors.reports import DeliveredDatasets
 
 pytest.importorskip("airflow.providers.openlineage")
 

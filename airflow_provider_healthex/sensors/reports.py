@@ -1,16 +1,35 @@
-"""What OpenLineage is told of an arrival: where it is, without ids, and how much it is."""
+"""The reports of an arrival to others, without ids: asset events, OpenLineage and metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import Asset
+
 from airflow_provider_healthex.delivery.template import literal_prefix
+from airflow_provider_healthex.metrics import time_delivery
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
     from airflow_provider_healthex.delivery import Arrival
     from airflow_provider_healthex.sensors.awaited import Awaited
+
+
+def inform_outlets(sensor: Any, result: Mapping[str, Any], context: Context) -> None:
+    """Put some of the result into the asset events of the task's outlets."""
+    for outlet in sensor.outlets or ():
+        if isinstance(outlet, Asset):
+            context["outlet_events"][outlet].extra.update({key: result[key] for key in sensor.event_keys})
+
+
+def time_deliveries(awaited: Awaited, arrivals: Mapping[int, Arrival]) -> None:
+    """Record how long each patient's delivery has taken, by the times of its objects."""
+    patients = awaited.wait.expectation.patients
+    for index, arrival in arrivals.items():
+        time_delivery(arrival.last_modified - patients[index].requested_at)
 
 
 @dataclass(frozen=True)

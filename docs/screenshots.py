@@ -50,6 +50,7 @@ def airflow() -> Iterator[str]:
             yield f"http://localhost:{port}"
         finally:
             process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
 
 
 def make_runs(url: str) -> str:

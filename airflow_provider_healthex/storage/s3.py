@@ -34,6 +34,7 @@ from airflow_provider_healthex.storage.aws_errors import (
     operation_of,
     service_of,
 )
+from airflow_provider_healthex.storage.s3_rows import read_rows_fast, read_rows_in_thread
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
@@ -282,7 +283,7 @@ class Bucket(_Bucket):
         )
 
     def _open(self) -> Any:
-        return self.access.open_hook().get_conn()
+        return read_rows_fast(self.access.open_hook().get_conn())
 
 
 class AsyncBucket(_Bucket):
@@ -323,7 +324,7 @@ class AsyncBucket(_Bucket):
     async def _open(self) -> Any:
         # Reading a connection blocks, and must not happen on the triggerer's event loop.
         hook = await sync_to_async(self.access.open_hook)()
-        return await (await hook.get_async_conn()).__aenter__()
+        return read_rows_in_thread(await (await hook.get_async_conn()).__aenter__())
 
 
 def _within(seconds: float, *calls: Callable[[], T]) -> list[T]:

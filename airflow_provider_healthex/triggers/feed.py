@@ -36,7 +36,7 @@ class DeliveryTrigger(BaseEventTrigger):
     poll lists everything under the path's part before its first variable: give an expiring or dated prefix where there
     are millions.
 
-    What has been announced is kept in the asset's state store on Airflow 3.3 and newer, and a restarted triggerer goes
+    The announced deliveries are kept in the asset's state store on Airflow 3.3 and newer: a restarted triggerer goes
     on there. It is stored a moment after the event, so that a triggerer killed in between repeats an event rather than
     losing it: make what it schedules safe to repeat, by ``patient_id`` and ``last_modified``. Below 3.3, and where two
     assets share one trigger, nothing is kept: each start begins with ``since``, or with its own time.
@@ -45,7 +45,7 @@ class DeliveryTrigger(BaseEventTrigger):
     logs an error, also a permanent one, and retries at the next poll.
     """
 
-    #: The arguments, in order: Airflow tells triggers apart by them.
+    #: The arguments, in order: Airflow identifies a trigger by them.
     argument_names: ClassVar[tuple[str, ...]]
     source_class: ClassVar[type[Source]]
 
@@ -134,7 +134,7 @@ class DeliveryTrigger(BaseEventTrigger):
 
     @abstractmethod
     def _place(self) -> tuple[str, ...]:
-        """Return what tells this storage from another."""
+        """Return what identifies this storage."""
 
     def _state_key(self) -> str:
         """Return a key of its own: an asset may have several watchers."""
@@ -143,7 +143,7 @@ class DeliveryTrigger(BaseEventTrigger):
 
 
 class _Memory:
-    """Where what has been announced is kept: the asset's state store, or nowhere."""
+    """The store of the announced deliveries: the asset's state store, or none."""
 
     def __init__(self, store: Any, key: str) -> None:
         self._store, self._key = store, key

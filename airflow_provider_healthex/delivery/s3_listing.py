@@ -1,7 +1,7 @@
 """
 Which ``ListObjectsV2`` requests show some patients' objects, without making them.
 
-A poke wants the objects of its missing patients only. One cursor walks their stretches of keys in key order (`scan`).
+A poke wants the objects of its missing patients only. A cursor walks their stretches of keys in key order (`scan`).
 Each request lists what follows the cursor or, where that is further, the next stretch's start; so a page serves as many
 patients as it reaches, and what lies between them is skipped where it is longer than a page. With ``N`` keys under the
 stretches' common prefix, ``n_i`` in stretch ``i`` and 1,000 in a full page this costs:
@@ -12,8 +12,10 @@ stretches' common prefix, ``n_i`` in stretch ``i`` and 1,000 in a full page this
   stretch's keys: so a full page either ends behind the stretch, which is then finished, or holds 1,000 of its keys. So
   there are at most ``sum(floor(n_i / 1000) + 1)`` requests.
 
-Both hold, hence the lesser does. ``floor(n / 1000) + 1`` is ``max(1, ceil(n / 1000))``, but for a stretch of exactly
-1,000, 2,000, … keys: its last page doesn't show that nothing follows.
+Both hold for a first poke, hence the lesser does. Later ones know where rows lay, and make several such walks side by
+side where that costs less (`s3_ranges`): the second bound holds for them, too. ``floor(n / 1000) + 1`` is
+``max(1, ceil(n / 1000))``, but for a stretch of exactly 1,000, 2,000, … keys: its last page doesn't show that nothing
+follows.
 
 Where a path starts alike for all patients (a glob before the id), everything under that start is listed instead
 (`scan_all`), and `owners` knows whose it is.
@@ -35,7 +37,7 @@ from airflow_provider_healthex.delivery.arrival import Expectation
 from airflow_provider_healthex.delivery.owners import Owners
 from airflow_provider_healthex.delivery.plan import Plan, Steps, Take, alone, together
 from airflow_provider_healthex.delivery.rule import StoredObject
-from airflow_provider_healthex.delivery.s3_ranges import WIDTH, Counts, Latency, Layout, Range
+from airflow_provider_healthex.delivery.s3_ranges import PAGE, WIDTH, Counts, Latency, Layout, Range
 from airflow_provider_healthex.delivery.stretches import Stretch, are_disjoint, stretches
 from airflow_provider_healthex.delivery.template import Target
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
@@ -214,6 +216,7 @@ def scan(some: Iterable[Stretch], take: Take, counts: Counts | None = None) -> S
         rows, is_last = pages.rows(request, page), not is_truncated(page)
         position = _hand_out(rows, ordered, position, None if is_last else pages.last, take, counts)
         if is_last or position == len(ordered):
+            counts.before[-1] += 0 if is_last else PAGE  # which may follow
             return now
         follow = _request(pages.last, ordered[position], ordered[-1])
         skips = follow["Prefix"] != request["Prefix"] or follow.get("StartAfter") != pages.last

@@ -21,10 +21,10 @@ from airflow_provider_healthex.delivery.stretches import Stretch
 #: Rows of a full page.
 PAGE = 1_000
 
-#: Ranges that are listed side by side.
+#: Ranges that are listed side by side. The AWS client's ``max_pool_connections`` can lower it (10 by default).
 WIDTH = 8
 
-#: A long range is split, to be listed side by side, into parts of at least so many pages. Each split reads less than a
+#: A long range is split, to be listed side by side, into parts of at least so many pages. Each split reads at most a
 #: page twice, so that all parts together cost at most 1.2 times as much.
 LEAST_PART = 6
 
@@ -150,7 +150,7 @@ class Layout:
             if index == len(group) or cursor >= extent:
                 return pages, pages * PAGE - max(0, cursor - extent), [*parts, group[first:]]
             begin = starts[group[index]]
-            if begin >= cursor or (part >= longest and cursor - begin < PAGE):
+            if begin >= cursor or (part >= longest and cursor - begin <= PAGE):
                 parts.append(group[first:index])
                 first, cursor, part = index, begin, 0
 

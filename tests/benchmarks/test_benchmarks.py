@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timezone
+from xml.etree import ElementTree
 
 import pytest
 from airflow import __version__ as airflow_version
@@ -61,6 +62,7 @@ def test_the_listed_bucket_counts_and_forgets_no_change(bucket):
     rows = client.list_objects_v2(Bucket=NAME, MaxKeys=2)["Contents"]
     assert [row["LastModified"].year for row in rows] == [2027, 2026]
     assert bucket.requests == before + 1
+    assert bucket.rows >= 2
 
 
 @pytest.mark.skipif(not HAS_STATE_STORE, reason="it compares with a state store, which Airflow has since 3.3")
@@ -70,10 +72,13 @@ def test_updating_runs():
     assert any(row[0].startswith("operator, durable") for row in report.rows)
 
 
-def test_waiting_runs_and_keeps_to_the_bound():
-    report = waiting.run(patients=20, objects=4000, missing=(20, 5, 1))
-    assert report.met
-    assert [row[1] for row in report.rows[::2]] == ["20", "5", "1"]
+def test_waiting_runs_and_draws_a_chart():
+    report = waiting.run(patients=20, missing=(20, 5, 1), buckets=((30, 0.0), (30, 0.001)))
+    assert [row[1] for row in report.rows] == 2 * ["", "20", "5", "1"]
+    assert all(int(row[3]) <= int(row[1] or 20) for row in report.rows), "more LISTs than key sensors"
+    drawn = ElementTree.fromstring(report.chart)
+    assert len(drawn.findall(".//{*}polyline")) == 2 * 3
+    assert len(drawn.findall(".//{*}circle")) == 2 * 3 * 3
 
 
 def test_deciding_runs():

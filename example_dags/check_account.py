@@ -20,6 +20,7 @@ from airflow_provider_healthex.check.run import Check, Settings
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
+    max_active_runs=1,
     params={
         "healthex_conn_id": Param("healthex_default", type="string", description="Airflow connection to HealthEx"),
         "project_id": Param("", type="string", description="HealthEx project (study); empty: the connection's"),

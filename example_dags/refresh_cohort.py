@@ -1,7 +1,8 @@
 """
-Refresh every consented patient of a project, in chunks, and process what arrived.
+Refresh the consented patients of a project whose data is old, in chunks, and process what arrived.
 
-1. ``patients`` lists the patients who have consented, in chunks. Those whose consent ends soon are left out.
+1. ``patients`` lists the patients who have consented and whose newest delivery is older than ``max_age_days``, in
+   chunks. So a second run doesn't bill what was just delivered. Those whose consent ends soon are left out.
 2. ``refresh_chunk`` runs for each chunk: ``refresh`` requests its updates, and ``arrival`` waits, without a worker, for
    those in progress. A chunk that fails leaves the other chunks alone.
 3. ``batches`` collects the patients whose data arrived, and ``process`` works on each batch of them.
@@ -21,7 +22,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowFailException, Param, dag, task, task_group
 
 from airflow_provider_healthex.operators.healthex import (
-    HealthExListConsentedPatientsOperator,
+    HealthExListStalePatientsOperator,
     HealthExUpdateCohortOperator,
 )
 from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor
@@ -56,6 +57,9 @@ def listed(results: Any) -> list[dict[str, Any]]:
         "aws_conn_id": Param("aws_default", type="string", description="Airflow connection to the bucket"),
         "project_id": Param("project-demo", type="string", description="HealthEx project (study)"),
         "bucket": Param("healthex-deliveries", type="string", description="Bucket HealthEx delivers to"),
+        "max_age_days": Param(
+            7, type="number", minimum=0, description="Request patients whose newest delivery is older; 0: all"
+        ),
         "path": Param(
             "d/{projectId}/{healthexPatientId}/",
             type="string",
@@ -66,12 +70,16 @@ def listed(results: Any) -> list[dict[str, Any]]:
     doc_md=__doc__,
 )
 def refresh_cohort() -> None:
-    patients = HealthExListConsentedPatientsOperator(
+    patients = HealthExListStalePatientsOperator(
         task_id="patients",
         project_id="{{ params.project_id }}",
         healthex_conn_id="{{ params.healthex_conn_id }}",
         min_days_left=14,  # a patient whose consent ends sooner has to renew it first
         chunk_size=CHUNK,
+        bucket_name="{{ params.bucket }}",
+        bucket_key="{{ params.path }}",
+        aws_conn_id="{{ params.aws_conn_id }}",
+        max_age="{{ params.max_age_days * 24 * 60 * 60 }}",
     )
 
     @task_group

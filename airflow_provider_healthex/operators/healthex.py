@@ -25,7 +25,10 @@ from airflow_provider_healthex.operators.base import (
     optional_flag,
 )
 from airflow_provider_healthex.operators.cohort import HealthExUpdateCohortOperator
-from airflow_provider_healthex.operators.consents import HealthExListConsentedPatientsOperator
+from airflow_provider_healthex.operators.consents import (
+    HealthExListConsentedPatientsOperator,
+    HealthExListStalePatientsOperator,
+)
 from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, Journal
 from airflow_provider_healthex.operators.outcomes import PatientOutcome
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HealthExListConsentedPatientsOperator",
+    "HealthExListStalePatientsOperator",
     "HealthExUpdateCohortOperator",
     "HealthExUpdatePatientOperator",
 ]

@@ -10,21 +10,31 @@ from airflow_provider_healthex.sandbox.patients import SCENARIOS
 EXTERNAL_IDS = frozenset(each.external_id for each in SCENARIOS.values())
 
 
+@pytest.fixture(scope="session")
+def sandboxes():
+    """Running sandboxes, by their settings: starting one takes longer than resetting it."""
+    running: dict[str, Sandbox] = {}
+    yield running
+    for sandbox in running.values():
+        sandbox.stop()
+
+
 @pytest.fixture
-def laid_out(monkeypatch):
-    """Run a sandbox in a layout, with Airflow's connections to it, until the test ends."""
-    running: list[Sandbox] = []
+def laid_out(sandboxes, monkeypatch):
+    """Return a sandbox that delivers in a layout, as if just started, and lead Airflow's connections to it."""
 
     def start(layout: str = "overwritten", **settings):
-        sandbox = Sandbox(layout=layout, **{"delay": 0.5, **settings}).start()
-        running.append(sandbox)
+        settings = {"layout": layout, "delay": 0.5, **settings}
+        sandbox = sandboxes.get(repr(settings))
+        if sandbox:
+            sandbox.reset()
+        else:
+            sandbox = sandboxes[repr(settings)] = Sandbox(**settings).start()
         for name, value in sandbox.airflow_environment().items():
             monkeypatch.setenv(name, value)
         return sandbox
 
-    yield start
-    for sandbox in running:
-        sandbox.stop()
+    return start
 
 
 @pytest.fixture

@@ -184,6 +184,9 @@ FAILURES = {
     "AccessDenied": (bucket(s3_faults.ACCESS_DENIED), 4, "AccessDenied"),
     "NoSuchBucket": (settings(bucket="no-such-bucket-here"), 4, "NoSuchBucket"),
     "InvalidAccessKeyId": (bucket(s3_faults.INVALID_ACCESS_KEY), 4, "InvalidAccessKeyId"),
+    "SlowDown": (bucket(s3_faults.SLOW_DOWN), 4, "S3 returned SlowDown to the worker"),
+    "its keys are not in order": (bucket(s3_faults.listing("b", "a")), 4, "its keys are not in order"),
+    "must not have a ZERO WIDTH SPACE": (settings(project="project-demo\u200b"), 3, "ZERO WIDTH SPACE"),
     "AWS connection not found": (settings(aws_conn_id="aws_nowhere"), 4, "no Airflow connection 'aws_nowhere'"),
 }
 

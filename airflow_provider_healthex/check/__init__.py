@@ -1,1 +1,1 @@
-"""Prove an account: connection, rights, and what the earlier deliveries in its store show. Bills nothing unasked."""
+"""Checks an account: connection, rights, and what earlier deliveries show. Bills nothing without a yes."""

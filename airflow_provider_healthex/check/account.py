@@ -130,16 +130,14 @@ def _token(report: Report, account: Account) -> None:
         return
     report.shortener.learn([account.organization_id])
     if not claims:
-        report.ok(2, "The token is no JWT: it is used as it is, and how long it lasts is not known")
+        report.ok(2, "The token is no JWT: it is used as it is, and its expiry is unknown")
     else:
         report.ok(2, f"Token of type {harmless(claims.get('type')) or 'unknown'}, permissions {_permissions(claims)}")
         _time_left(report, account, claims)
     if account.organization_id:
         report.ok(2, f"The organization, for {{orgId}}, is {account.organization_id}")
     else:
-        report.warn(
-            2, "The token names no organization", "set org_id in the connection's Extra if the path has {orgId}"
-        )
+        report.warn(2, "The token has no organization", "set org_id in the connection's Extra if the path has {orgId}")
 
 
 def _permissions(claims: Any) -> str:
@@ -152,17 +150,19 @@ def _time_left(report: Report, account: Account, claims: Any) -> None:
     assert account.settings is not None
     expires = moment(claims.get("exp"))
     if expires is None:
-        report.warn(2, "The token doesn't say when it ends", "expect 401 one day")
+        report.warn(2, "The token has no expiry", "once HealthEx answers 401, store a new one")
         return
     left = expires - datetime.now(timezone.utc)
     if isinstance(account.settings.credentials, ApiKey):
-        report.ok(2, f"It ends in {duration(left.total_seconds())}, and each task requests its own")
+        report.ok(2, f"It expires in {duration(left.total_seconds())}; each task requests its own")
     elif left < ENDS_SOON:
         report.warn(
-            2, f"The stored token ends in {duration(left.total_seconds())}", "store an API key and its secret instead"
+            2,
+            f"The stored token expires in {duration(left.total_seconds())}",
+            "store an API key and its secret",
         )
     else:
-        report.ok(2, f"The stored token ends in {duration(left.total_seconds())}")
+        report.ok(2, f"The stored token expires in {duration(left.total_seconds())}")
 
 
 def _find_project(report: Report, account: Account, project: str | None) -> None:

@@ -1,4 +1,4 @@
-"""What to copy into a DAG, and which of this package's assumptions the account confirms, contradicts or leaves open."""
+"""The sensor to copy into a DAG, and which of this package's assumptions the account confirms or contradicts."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def _numbers(behaviour: Behaviour | None) -> list[str]:
         lines.append(f"marker={_text(marker.name)},  # last in all of {_deliveries(behaviour)}")
     elif seconds is not None:
         lines.append(
-            f"quiet_period={seconds},  # longest pause {behaviour.longest_pause:.0f} s in "
-            f"{behaviour.several} deliveries of several objects, doubled, at least {LEAST_QUIET} s"
+            f"quiet_period={seconds},  # longest pause {behaviour.longest_pause:.0f} s in {behaviour.several} "
+            f"deliveries, doubled, at least {LEAST_QUIET} s"
         )
     else:
         lines.append(f"# quiet_period: the default, {QUIET_PERIOD} s: {thin_pauses(behaviour)}")
@@ -147,7 +147,7 @@ def assumptions(
         _ends(behaviour),
         _clocks(skew, clocks_known),
         *(
-            [Assumption("The store lists keys in their order, as cohorts need", CONFIRMED, "so it did")]
+            [Assumption("The store lists keys in their order, as cohorts need", CONFIRMED, "it did")]
             if in_order
             else []
         ),
@@ -166,7 +166,7 @@ def _path(layout: Layout, template: Template | None) -> Assumption:
 
 
 def _lies_there(behaviour: Behaviour | None, patients: int) -> Assumption:
-    text = "The last delivery lies there when a refresh is requested, so a key that exists proves nothing"
+    text = "The last delivery's objects are there at the request, so existence proves nothing"
     if behaviour is None:
         return Assumption(text, OPEN, "no delivery was found")
     of = f" of {patients:,}" if patients else ""
@@ -174,7 +174,7 @@ def _lies_there(behaviour: Behaviour | None, patients: int) -> Assumption:
 
 
 def _again(behaviour: Behaviour | None) -> Assumption:
-    text = "A delivery may be written over the last one, or have new names: both are recognised"
+    text = "A delivery is written over the last one, or has new names: both are recognised"
     if behaviour is None:
         return Assumption(text, OPEN, "no delivery was found")
     status = CONFIRMED if behaviour.naming in (NEW_NAMES, OVERWRITTEN) else OPEN

@@ -1,4 +1,4 @@
-"""How deliveries come: from times, sizes and names of each patient's objects to counts, pauses, names and a marker."""
+"""Infers from each patient's objects how deliveries come: their number, pauses, names and marker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_provider_healthex.delivery import StoredObject
 
 #: Objects at most this far apart are of one delivery (seconds).
 SURELY_WITHIN = 15 * 60
-#: Objects further apart than this are of two deliveries: the sensor's own timeout. Between the two nobody can tell.
+#: Objects further apart than this are of two deliveries: the sensor's own timeout. Between the two it is unclear.
 SURELY_BETWEEN = 6 * 60 * 60
 #: Deliveries of several objects, and patients they are of, on which a number about pauses must rest.
 ENOUGH_DELIVERIES, ENOUGH_PATIENTS = 5, 3
@@ -69,7 +69,7 @@ class Behaviour:
     """
     What the deliveries of a path have in common.
 
-    :param deliveries: how many were told apart.
+    :param deliveries: how many were found.
     :param patients: of how many patients.
     :param several: deliveries of more than one object: the only ones that show pauses.
     :param several_patients: patients of those.
@@ -201,7 +201,7 @@ def _gap(earlier: StoredObject, later: StoredObject) -> float:
 
 
 def _deliveries(patient: str, rows: Sequence[StoredObject], reader: _Names) -> tuple[list[Delivery], int]:
-    """Tell a patient's deliveries apart, and count the pauses that could be either."""
+    """Split a patient's objects into deliveries, and count the pauses that could be either."""
     deliveries, current, unclear = [], [rows[0]], 0
     for earlier, later in pairwise(rows):
         gap = _gap(earlier, later)
@@ -218,7 +218,7 @@ def _deliveries(patient: str, rows: Sequence[StoredObject], reader: _Names) -> t
 
 
 def _naming(parts: Mapping[str, Sequence[Delivery]], reader: _Names) -> tuple[str, str]:
-    """Tell whether a delivery has names of its own. One listing never shows an overwrite: that stays open."""
+    """Return whether a delivery has names of its own, and why. One listing never shows an overwrite."""
     again = 0
     for deliveries in parts.values():
         seen: set[str] = set()

@@ -48,17 +48,17 @@ def _parser() -> argparse.ArgumentParser:
         "--refresh is given and answered with yes. Reads listings alone, never a file's content.",
     )
     parser.add_argument("--healthex-conn-id", default="healthex_default", metavar="ID", help="(%(default)s)")
-    parser.add_argument("--bucket", help="that HealthEx delivers to; or s3://BUCKET/PATH as --path")
+    parser.add_argument("--bucket", help="where HealthEx delivers to S3; or s3://BUCKET/PATH as --path")
     parser.add_argument("--aws-conn-id", default="aws_default", metavar="ID", help="(%(default)s)")
     parser.add_argument("--sftp-conn-id", metavar="ID", help="where HealthEx delivers to an SFTP server")
-    parser.add_argument("--path", help="a path to hold against what is there, as bucket_key has it")
+    parser.add_argument("--path", help="a path to compare with the store, as bucket_key has it")
     parser.add_argument("--project", metavar="ID", help="(the connection's)")
     parser.add_argument("--external-ids", type=Path, metavar="FILE", help="the study's own patient ids, one a line")
     parser.add_argument("--max-requests", type=_count, default=200, metavar="N", help="of the listing (%(default)s)")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     parser.add_argument("--show-ids", action="store_true", help="print ids in full")
     billed = parser.add_argument_group("one real update, which HealthEx bills")
-    billed.add_argument("--refresh", metavar="PATIENT", help="request it, after a yes, and watch what comes")
+    billed.add_argument("--refresh", metavar="PATIENT", help="request it, after a yes, and watch the delivery")
     billed.add_argument("--yes", action="store_true", help="the yes, where nobody can type it")
     billed.add_argument("--out", type=Path, metavar="DIR", help="write the picture timeline.svg there")
     billed.add_argument("--quiet-period", type=_seconds, metavar="S",
@@ -124,11 +124,11 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
         if not options.json:
             print(report.text(), flush=True)
             print()
-        with _live(options) as tell, redirect_stdout(sys.stderr):
+        with _live(options) as show, redirect_stdout(sys.stderr):
             check.refresh(
                 options.refresh,
                 confirm=_confirm(options),
-                tell=tell,
+                show=show,
                 quiet_period=options.quiet_period,
                 timeout=options.timeout,
                 out=options.out,
@@ -175,15 +175,14 @@ def _live(options: argparse.Namespace) -> Iterator[Callable[[str], None]]:
 
     console = Console(file=sys.stdout)
     # No more than a spinner below the lines: they stay in the scroll-back when it ends.
-    with console.status("not requested yet") as status:
+    with console.status("watching the store; Ctrl-C ends it and keeps the report") as status:
         status.stop()
 
-        def tell(text: str) -> None:
+        def show(text: str) -> None:
             status.start()
             console.print(stamped(text), highlight=False, markup=False)
-            status.update("watching the store; Ctrl-C ends it and keeps the report")
 
-        yield tell
+        yield show
 
 
 if __name__ == "__main__":

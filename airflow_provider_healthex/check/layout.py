@@ -1,4 +1,4 @@
-"""Which path a store's keys follow: from keys and known ids to path templates, ranked by what they explain."""
+"""Infers path templates from keys and known ids, ranked by what they explain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_provider_healthex.exceptions import HealthExConfigurationError
 ENOUGH_PATIENTS = 3
 #: Different texts in one place of otherwise equal paths, from which on the place is taken for one that varies.
 VARIES = 4
-#: Candidates that are held against every key.
+#: Candidates that are compared with every key.
 CANDIDATES = 8
 
 _PATIENT = re.compile(r"\{(?:healthexPatientId|externalId)\}")
@@ -119,7 +119,7 @@ def find_layout(rows: Rows, ids: KnownIds) -> Layout:
     rows = [row for row in rows if row.is_data]
     groups, with_patient, several = _groups(rows, ids)
     candidates = list(dict.fromkeys(_candidates(groups)))[:CANDIDATES]
-    found = [template for path, wildcard in candidates if (template := _held_against(path, wildcard, rows, ids))]
+    found = [template for path, wildcard in candidates if (template := _compared(path, wildcard, rows, ids))]
     found.sort(key=_rank)
     layout = Layout(tuple(_without_subsumed(found)), len(rows), with_patient, several)
     if not with_patient and rows:
@@ -129,7 +129,7 @@ def find_layout(rows: Rows, ids: KnownIds) -> Layout:
 
 
 def explain(path: str, wildcard: bool, rows: Rows, ids: KnownIds) -> Explained:
-    """Hold a path against every key."""
+    """Compare a path with every key."""
     found = Explained()
     known, name = (
         (ids.patients, "healthexPatientId") if "healthexPatientId" in variables(path) else (ids.externals, "externalId")
@@ -232,7 +232,7 @@ def _candidates(groups: _Groups) -> Iterator[tuple[str, bool]]:
     varied = _varied(folders) | _files({head: group for head, group in constant.items() if group.is_file})
     for head, _ in sorted(varied.items(), key=lambda item: (-len(item[1].patients), -item[1].objects, item[0])):
         path = as_glob("/".join(head))
-        if "*" in path or not re.search(r"[?[]", path):  # a "?" or "[" of the key itself can't be told from a glob's
+        if "*" in path or not re.search(r"[?[]", path):  # a key's own "?" or "[" looks like a glob's
             yield path, "*" in path
 
 
@@ -306,7 +306,7 @@ def _common(texts: Iterable[str]) -> str:
 # --- from candidates to templates
 
 
-def _held_against(path: str, wildcard: bool, rows: Rows, ids: KnownIds) -> Template | None:
+def _compared(path: str, wildcard: bool, rows: Rows, ids: KnownIds) -> Template | None:
     try:
         explained = explain(path, wildcard, rows, ids)
         if not _is_matched(path, wildcard, explained, ids):

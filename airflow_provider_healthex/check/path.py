@@ -28,7 +28,7 @@ class PathCheck:
 
 def check_path(path: str, rows: Rows, ids: KnownIds, layout: Layout, total: int) -> PathCheck:
     """
-    Hold a path that was given against what is there.
+    Compare a path that was given with the store.
 
     :param path: without bucket; a glob is recognised by its characters.
     :param total: how many patients there are.

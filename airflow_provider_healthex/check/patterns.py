@@ -1,4 +1,4 @@
-"""What in a key is an id, a date or a number, so that keys of different patients and days compare as equal."""
+"""Finds ids, dates and numbers in keys, so that keys of different patients and days compare as equal."""
 
 from __future__ import annotations
 

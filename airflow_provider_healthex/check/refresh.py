@@ -76,6 +76,13 @@ class Watch:
         self.fresh += new
         return new
 
+    def arrive(self) -> None:
+        """Note that the delivery has arrived."""
+        # Clocks are compared to a second alone: not before it can have settled.
+        quiet = timedelta(seconds=0 if self.rule.marker else self.rule.quiet_period)
+        settled = [row.last_modified + quiet for row in self.fresh]
+        self.arrived_at = self.seen_until = max(filter(None, [self.seen_until, *settled]))
+
     def after(self, moment: datetime) -> float:
         """Return seconds since the request."""
         return (moment - self.requested_at).total_seconds()
@@ -107,7 +114,7 @@ class Watch:
         )
         fresh = [replace(mark, at=max(mark.at, 0)) for mark in fresh]
         return Timeline(
-            title="One refresh: what came when, by the store's clock",
+            title="One refresh, by the store's clock",
             stale=stale,
             fresh=fresh,
             quiet_from=max((mark.at for mark in fresh), default=None),
@@ -136,13 +143,13 @@ def refresh(
     wanted: Wanted,
     *,
     confirm: Callable[[str], bool],
-    tell: Callable[[str], None],
+    show: Callable[[str], None],
 ) -> Watch | None:
     """
     Request one update and watch it, after an explicit yes.
 
     :param confirm: gets what it costs; anything but True sends nothing.
-    :param tell: gets each event.
+    :param show: gets each event.
     """
     report.shortener.learn([wanted.patient])
     if not _may_request(report, account, wanted):
@@ -164,14 +171,14 @@ def refresh(
     ):
         report.skip(8, "nothing was requested: the answer was not yes")
         return None
-    requested_at = _request(report, account, wanted.patient, tell)
+    requested_at = _request(report, account, wanted.patient, show)
     if requested_at is None:
         return None
     if broad:
         report.warn(8, broad, "look at the names that came")
     watch = Watch(Reader(ids), requested_at, wanted.rule, stale, seen_until=requested_at)
     try:
-        _watch(store, wait(requested_at, wanted.rule), watch, wanted, tell)
+        _watch(store, wait(requested_at, wanted.rule), watch, wanted, show)
     except KeyboardInterrupt:
         report.interrupted = True
         report.warn(8, "the watch was ended by hand", "the delivery may still come: HealthEx has the request")
@@ -212,7 +219,7 @@ def _may_request(report: Report, account: Account, wanted: Wanted) -> bool:
     return False
 
 
-def _request(report: Report, account: Account, patient: str, tell: Callable[[str], None]) -> datetime | None:
+def _request(report: Report, account: Account, patient: str, show: Callable[[str], None]) -> datetime | None:
     """Send the request, and return what fresh is measured from; None where nothing will come."""
     say = report.shortener
     try:
@@ -239,7 +246,7 @@ def _request(report: Report, account: Account, patient: str, tell: Callable[[str
             else []
         ),
     ]
-    tell(say(f"HealthEx answered {update.message}"))
+    show(say(f"HealthEx answered {update.message}"))
     if update.needs_patient:
         report.warn(8, f"the patient needs to act first: {'; '.join(fields)}", "see docs/reconsent.md")
         return None
@@ -251,21 +258,21 @@ def _request(report: Report, account: Account, patient: str, tell: Callable[[str
     return update.requested_at
 
 
-def _watch(store: Store, wait: ArrivalWait, watch: Watch, wanted: Wanted, tell: Callable[[str], None]) -> None:
+def _watch(store: Store, wait: ArrivalWait, watch: Watch, wanted: Wanted, show: Callable[[str], None]) -> None:
     deadline = time.monotonic() + wanted.timeout
-    tell(f"{plural(len(watch.stale), 'stale object')} there; waiting for fresh ones")
+    show(f"{plural(len(watch.stale), 'stale object')} there; waiting for fresh ones")
     while time.monotonic() < deadline:
         try:
             reason, fresh = _poke(store, wait)
         except StoreError as error:  # it could be listed a moment ago
-            tell(str(error))
+            show(str(error))
         else:
             watch.seen_until = utc_now() + timedelta(seconds=wanted.ahead)
             for row in watch.see(fresh):
                 at = watch.after(row.last_modified)
-                tell(f"{watch.name(row.key)}, {row.size:,} bytes, {at:+.0f} s")
+                show(f"{watch.name(row.key)}, {row.size:,} bytes, {at:+.0f} s")
             if reason is None:
-                watch.arrived_at = watch.seen_until
+                watch.arrive()
                 return
         time.sleep(wanted.poll)
 

@@ -1,4 +1,4 @@
-"""What was found, line by line: a verdict, and what to do. As text and as JSON, with ids shortened."""
+"""The report of a check, line by line: a verdict, and what to do. As text and as JSON, with ids shortened."""
 
 from __future__ import annotations
 

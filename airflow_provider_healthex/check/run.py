@@ -34,7 +34,7 @@ class Settings:
     :param bucket: the bucket, or None for an SFTP server.
     :param aws_conn_id: the connection to the bucket.
     :param sftp_conn_id: the connection to the SFTP server, or None for a bucket.
-    :param path: a path to hold against what is there; ``s3://bucket/…`` is taken as well.
+    :param path: a path to compare with the store; ``s3://bucket/…`` is taken as well.
     :param project: the project; by default the connection's.
     :param external_ids: the study's own ids of its patients, which HealthEx doesn't answer.
     :param max_requests: how many requests the listing may take.
@@ -115,7 +115,7 @@ class Check:
         report.ok(
             4,
             f"The {store.name} can be listed from this machine: {plural(len(listing.rows), 'object')}, "
-            f"{plural(listing.requests, 'request')}. Run the check on a triggerer, too, if sensors defer",
+            f"{plural(listing.requests, 'request')}. Run this on a triggerer, too, if sensors defer",
         )
         if not listing.complete:
             report.warn(
@@ -154,22 +154,22 @@ class Check:
         path = self._given_path()
         if path:
             self._path = checked = check_path(path, listing.rows, ids, layout, total)
-            self._tell_path(checked, total)
+            self._report_path(checked, total)
         best = layout.best
         self._template = self._path.template if self._path and not self._path.problem else best
         if not layout.objects:
             report.warn(5, "There are no objects yet, so nothing shows where deliveries will lie",
                         "refresh one patient with --refresh, or run the check after the first delivery")  # fmt: skip
         elif best is None and (ids.patients or ids.externals):
-            self._tell_nothing(layout)
+            self._report_nothing(layout)
         for template in layout.templates:
-            self._tell_template(template, total)
+            self._report_template(template, total)
         if layout.several_patients:
             report.warn(
                 5, f"{plural(layout.several_patients, 'key')} hold more than one patient's id, and were left out"
             )
 
-    def _tell_path(self, checked: PathCheck, total: int) -> None:
+    def _report_path(self, checked: PathCheck, total: int) -> None:
         if checked.problem and (self._layout.objects or checked.template is None):
             self.report.fail(5, checked.problem, checked.advice)
         elif checked.problem:
@@ -184,7 +184,7 @@ class Check:
             else:
                 self.report.ok(5, text)
 
-    def _tell_nothing(self, layout: Layout) -> None:
+    def _report_nothing(self, layout: Layout) -> None:
         if layout.other_case:
             self.report.fail(5, "Keys hold the ids in another case, and path variables keep the case",
                              "set up the delivery path with the ids as HealthEx writes them")  # fmt: skip
@@ -193,7 +193,7 @@ class Check:
         self.report.warn(5, f"None of {plural(layout.objects, 'key')} holds a known id in a place that a path can name",
                          f"check --bucket and --project{hint}")  # fmt: skip
 
-    def _tell_template(self, template: Template, total: int) -> None:
+    def _report_template(self, template: Template, total: int) -> None:
         report, shown = self.report, template.shown(show_ids=self.settings.show_ids)
         of = f" of {total:,}" if "healthexPatientId" in template.variables else f" of {len(self._ids.externals):,}"
         text = f"{shown!r} explains {template.patients:,}{of} patients, {plural(template.objects, 'object')}"
@@ -224,9 +224,9 @@ class Check:
         if behaviour is None:
             report.skip(6, "not searched: nothing lies under the path")
             return
-        self._tell_behaviour(behaviour)
+        self._report_behaviour(behaviour)
 
-    def _tell_behaviour(self, behaviour: Behaviour) -> None:
+    def _report_behaviour(self, behaviour: Behaviour) -> None:
         report = self.report
         counts = list(behaviour.objects)
         each = plural(counts[0], "object") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} objects"
@@ -249,7 +249,8 @@ class Check:
                 6, f"{behaviour.marker.name} always comes last, in {behaviour.marker.deliveries:,} deliveries: {kind}"
             )
         newest, middle, oldest = map(duration, behaviour.ages)
-        report.ok(6, f"Age of each patient's newest object: {newest} to {oldest}, median {middle}")
+        ages = newest if newest == oldest else f"{newest} to {oldest}, median {middle}"
+        report.ok(6, f"Age of each patient's newest object: {ages}")
         missing = len(self._ids.patients) - behaviour.patients
         if missing > 0 and self._template is not None and "healthexPatientId" in self._template.variables:
             report.ok(6, f"{plural(missing, 'consented patient')} without a delivery in what was listed")
@@ -288,7 +289,7 @@ class Check:
         patient: str,
         *,
         confirm: Callable[[str], bool],
-        tell: Callable[[str], None],
+        show: Callable[[str], None],
         quiet_period: float | None = None,
         timeout: float = TIMEOUT,
         out: Path | None = None,
@@ -298,7 +299,7 @@ class Check:
 
         :param patient: HealthEx's id.
         :param confirm: gets what it costs; anything but True sends nothing.
-        :param tell: gets each event.
+        :param show: gets each event.
         :param quiet_period: seconds without a change that end the watch; by default the advice's, else the sensors'.
         :param timeout: seconds until the watch ends anyway.
         :param out: a folder for the picture.
@@ -324,7 +325,7 @@ class Check:
             out=out,
         )
         watch = refresh(
-            report, self._account, self._store, self._template, self._ids, wanted, confirm=confirm, tell=tell
+            report, self._account, self._store, self._template, self._ids, wanted, confirm=confirm, show=show
         )
         if watch is not None:
             report.behaviour = learn_from(behaviour, watch)

@@ -107,7 +107,7 @@ def _quiet(timeline: Timeline, height: int) -> Iterator[str]:
     size = f'width="{max(stop - start, 1):.1f}" height="{height - 64 - TOP}"'
     yield f'<rect x="{start:.1f}" y="{TOP - 14}" {size} fill="{QUIET}"/>'
     if stop - start > 84:
-        yield _label((start + stop) / 2, TOP - 20, "nothing changes", anchor="middle", color=MUTED)
+        yield _label((start + stop) / 2, TOP - 20, "quiet period", anchor="middle", color=MUTED)
 
 
 def _objects(timeline: Timeline, rows: Sequence[str]) -> Iterator[str]:

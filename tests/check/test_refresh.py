@@ -19,8 +19,8 @@ from .conftest import EXTERNAL_IDS, PATIENT
 QUIET = 2.0
 
 
-def refresh(check, patient=PATIENT, confirm=None, tell=print, **how):
-    return check.refresh(patient, confirm=confirm or yes, tell=tell, **{"quiet_period": QUIET, "timeout": 30, **how})
+def refresh(check, patient=PATIENT, confirm=None, show=print, **how):
+    return check.refresh(patient, confirm=confirm or yes, show=show, **{"quiet_period": QUIET, "timeout": 30, **how})
 
 
 def yes(text):
@@ -41,7 +41,7 @@ def lines(check, status=None):
 def test_one_refresh_shows_what_no_listing_can(laid_out, checked, layout, naming):
     sandbox = laid_out(layout)
     check, told = checked(sandbox), []
-    watch = refresh(check, tell=told.append)
+    watch = refresh(check, show=told.append)
     assert sandbox.asked(PATIENT) == 1
     assert watch.arrived_at is not None
     assert (watch.naming, check.report.behaviour.naming) == (naming, naming)

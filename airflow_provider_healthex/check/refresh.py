@@ -160,7 +160,9 @@ def refresh(
         return store.wait(Expectation((path,), values, (Patient(wanted.patient, requested_at),), rule, wildcard))
 
     try:
-        stale = _poke(store, wait(_EPOCH, ArrivalRule(quiet_period=0)))[1]
+        reason, stale = _poke(store, wait(_EPOCH, ArrivalRule(quiet_period=0)))
+        if reason is not None and reason.error != reason.reason:
+            raise StoreError(reason.error, "check again")
     except StoreError as error:
         report.fail(8, f"nothing was requested: {error}", error.advice)
         return None

@@ -123,8 +123,8 @@ class Check:
                 f"The listing stopped at --max-requests={settings.max_requests}: there is more",
                 "raise it, or take what follows as a sample",
             )
-        for fact in store.facts():
-            (report.warn if fact.advice else report.ok)(4, fact.text, fact.advice)
+        for text, to_do in store.facts():
+            (report.warn if to_do else report.ok)(4, text, to_do)
         if listing.ahead is not None:
             compare_clocks(report, 4, "The store's clock", listing.ahead)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from airflow_provider_healthex.delivery import ArrivalWait, Expectation, Plan, StoredObject, Waiting
 from airflow_provider_healthex.delivery.s3_listing import Page, Request, is_truncated, scan_all, server_time
@@ -53,23 +54,17 @@ class Survey:
     ahead: float | None = None
 
 
-@dataclass(frozen=True)
-class Fact:
+class Store(ABC):
     """
-    A property of a store besides its objects.
+    Where deliveries land, as a worker lists it.
 
-    :param advice: what to change; empty where all is well.
+    :param name: for people.
+    :param storage: the sensors' own.
     """
 
-    text: str
-    advice: str = ""
-
-
-class Store(Protocol):
-    """Where deliveries land."""
-
-    #: For people.
-    name: str
+    def __init__(self, name: str, storage: Any) -> None:
+        self.name = name
+        self._storage = storage
 
     def survey(self, max_requests: int, first: str = "") -> Survey:
         """
@@ -78,9 +73,14 @@ class Store(Protocol):
         :param first: the literal start of a path; it is listed before anything else.
         :raises StoreError: it can't be listed.
         """
+        survey = self.run(self._plan(max_requests, first))
+        if isinstance(survey, Waiting):
+            raise StoreError(survey.error, "check address, network and credentials; if it passes, check again")
+        return survey
 
     def wait(self, expectation: Expectation) -> ArrivalWait:
         """Return a wait in this store."""
+        return ArrivalWait(expectation, self._storage.listing)
 
     def run(self, plan: Plan[T]) -> T | Waiting:
         """
@@ -88,58 +88,41 @@ class Store(Protocol):
 
         :raises StoreError: a permanent error.
         """
-
-    def facts(self) -> list[Fact]:
-        """Return what else is worth knowing, after a listing."""
-
-
-class _Store:
-    """The part that a bucket and a server share."""
-
-    _storage: Any  # as the worker lists it
-
-    def wait(self, expectation: Expectation) -> ArrivalWait:
-        return ArrivalWait(expectation, self._storage.listing)
-
-    def run(self, plan: Plan[T]) -> T | Waiting:
         try:
             answer: T | Waiting = self._storage.run(plan)
         except HealthExConfigurationError as error:
             raise StoreError(str(error)) from None
         return answer
 
-    def _list(self, plan: Plan[Survey]) -> Survey:
-        survey = self.run(plan)
-        if isinstance(survey, Waiting):
-            raise StoreError(survey.error, "check address, network and credentials; if it passes, check again")
-        return survey
+    @abstractmethod
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what else is worth knowing after a listing, each with what to change, or an empty text."""
+
+    @abstractmethod
+    def _plan(self, max_requests: int, first: str) -> Plan[Survey]: ...
 
 
-class S3Store(_Store):
+class S3Store(Store):
     """A bucket."""
 
     def __init__(self, bucket: str, aws_conn_id: str | None) -> None:
         from airflow_provider_healthex.storage.s3 import AwsAccess, Bucket
 
-        self.name = f"bucket {bucket!r}"
         self._access = AwsAccess(aws_conn_id)
-        self._storage = Bucket(bucket, self._access)
+        super().__init__(f"bucket {bucket!r}", Bucket(bucket, self._access))
 
-    def survey(self, max_requests: int, first: str = "") -> Survey:
-        """List as much as the bound allows: all, or a part of each folder at the top."""
-        return self._list(_Walk(max_requests).survey(first))
+    def _plan(self, max_requests: int, first: str) -> Plan[Survey]:
+        return _Walk(max_requests).survey(first)
 
-    def facts(self) -> list[Fact]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return the kind and region of the bucket, and the rights that a sensor needs."""
         bucket = self._storage.name
         region = self._region()
+        manifest = f"a manifest needs s3:PutObject on arn:aws:s3:::{bucket}/<its prefix>*"
         return [
             _kind_of(bucket),
-            *([Fact(f"It is in {region}")] if region else []),
-            Fact(
-                "s3:ListBucket is all that a sensor needs; a manifest needs s3:PutObject on "
-                f"arn:aws:s3:::{bucket}/<its prefix>*"
-            ),
+            *([(f"It is in {region}", "")] if region else []),
+            (f"s3:ListBucket is all that a sensor needs; {manifest}", ""),
         ]
 
     def _region(self) -> str | None:
@@ -151,12 +134,12 @@ class S3Store(_Store):
         return str(region) if region else None
 
 
-def _kind_of(bucket: str) -> Fact:
+def _kind_of(bucket: str) -> tuple[str, str]:
     if bucket.endswith("--x-s3"):
-        return Fact("It is a directory bucket, which lists in no order", "deliver to a general purpose bucket")
+        return "It is a directory bucket, which lists in no order", "deliver to a general purpose bucket"
     if bucket.startswith("arn:") or bucket.endswith("-s3alias"):
-        return Fact("It is an access point, which this package was not tried on", "name the bucket")
-    return Fact("It is a general purpose bucket, by its name")
+        return "It is an access point, which this package was not tried on", "name the bucket"
+    return "It is a general purpose bucket, by its name", ""
 
 
 class _Part:
@@ -250,34 +233,30 @@ class _Walk:
         return None
 
 
-class SftpStore(_Store):
+class SftpStore(Store):
     """An SFTP server. Needs the extra ``sftp``."""
 
     def __init__(self, sftp_conn_id: str) -> None:
         from airflow_provider_healthex.storage.sftp import SftpServer
 
-        self.name = f"SFTP server of {sftp_conn_id!r}"
-        self._storage = SftpServer(sftp_conn_id, confirmation=1.0)
+        super().__init__(f"SFTP server of {sftp_conn_id!r}", SftpServer(sftp_conn_id, confirmation=1.0))
         self._undated = 0
 
-    def survey(self, max_requests: int, first: str = "") -> Survey:
-        """List folders until the bound is reached: the account's own and those below, or those of an absolute path."""
-        start = "".join(first.rpartition("/")[:2]) if first.startswith("/") else ""
-        return self._list(self._walk(start, max_requests))
-
-    def facts(self) -> list[Fact]:
+    def facts(self) -> list[tuple[str, str]]:
         """Return what differs from a bucket."""
         undated = f"{self._undated:,} files have no time"
         return [
-            Fact("SFTP doesn't report the server's clock: keep it right, or set clock_skew"),
-            Fact("The sensor needs the right to list; manifest_path needs the right to write"),
-            *([Fact(undated, "ask the server's operator to report modification times")] if self._undated else []),
+            ("SFTP doesn't report the server's clock: keep it right, or set clock_skew", ""),
+            ("The sensor needs the right to list; manifest_path needs the right to write", ""),
+            *([(undated, "ask the server's operator to report modification times")] if self._undated else []),
         ]
 
-    def _walk(self, start: str, max_requests: int) -> Plan[Survey]:
+    def _plan(self, max_requests: int, first: str) -> Plan[Survey]:
+        """List folders until the bound is reached: the account's own and those below, or those of an absolute path."""
         from airflow_provider_healthex.delivery.sftp_clock import moment
         from airflow_provider_healthex.delivery.sftp_listing import EntryType, ListFolder, NoSuchRoot, whole_name
 
+        start = "".join(first.rpartition("/")[:2]) if first.startswith("/") else ""
         survey, folders = Survey(), [start]
         while folders and survey.requests < max_requests:
             width = min(_WIDTH, max_requests - survey.requests)

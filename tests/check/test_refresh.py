@@ -7,6 +7,8 @@ import threading
 import xml.etree.ElementTree as ET
 
 import pytest
+from helpers import s3_faults
+from helpers.support import aws_connection
 
 from airflow_provider_healthex.check import refresh as module
 from airflow_provider_healthex.check.behaviour import NEW_NAMES, OVERWRITTEN
@@ -111,6 +113,18 @@ def test_nothing_is_requested_while_something_has_failed(laid_out, checked):
     check = checked(sandbox, path="e/{healthexPatientId}/")
     assert refresh(check) is None
     assert sandbox.asked(PATIENT) == 0
+
+
+def test_nothing_is_requested_where_the_store_does_not_answer_any_more(laid_out, checked, monkeypatch):
+    sandbox = laid_out()
+    check = checked(sandbox)
+    with s3_faults.FaultyS3() as server:
+        server.script([s3_faults.SLOW_DOWN] * 9)
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", aws_connection(server.endpoint_url))
+        monkeypatch.setattr(check._store._storage, "_client", None)  # as after any trouble
+        assert refresh(check) is None
+    assert sandbox.asked(PATIENT) == 0
+    assert lines(check, Status.FAILURE) == ["nothing was requested: S3 returned SlowDown to the worker"]
 
 
 def test_where_nobody_can_type_yes_nothing_is_requested(laid_out, command):

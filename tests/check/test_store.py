@@ -106,4 +106,4 @@ def test_a_missing_connection_is_said():
     [("b--use1-az4--x-s3", "directory bucket"), ("b-s3alias", "access point"), ("b", "general purpose")],
 )
 def test_the_kind_of_bucket_is_told_by_its_name(name, text):
-    assert text in S3Store(name, "aws_default").facts()[0].text
+    assert text in S3Store(name, "aws_default").facts()[0][0]

@@ -79,7 +79,7 @@ def _reach(report: Report, account: Account, settings: ClientSettings) -> None:
     """Reach the host without a token, which shows TLS, proxy and clock."""
     host, parts = _shown(settings.base_url), urlsplit(settings.base_url)
     proxy = get_environ_proxies(settings.base_url).get(parts.scheme)
-    call, transport = Call("GET", "/FHIR/R4/metadata", limit=LONG), Transport(settings)
+    call, transport = Call("GET", "/FHIR/R4/metadata", subject=f"Request to {host}", limit=LONG), Transport(settings)
     try:
         answer = transport.send(call, None)
     except NotSent as error:

@@ -17,7 +17,7 @@ from airflow_provider_healthex.check.report import Report, Shortener
 from airflow_provider_healthex.check.store import S3Store, SftpStore, Store, StoreError, Survey
 from airflow_provider_healthex.check.words import duration, plural
 from airflow_provider_healthex.delivery import ArrivalRule
-from airflow_provider_healthex.delivery.template import literal_prefix
+from airflow_provider_healthex.delivery.template import literal_prefix, names_patient
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 
 MAX_REQUESTS = 200
@@ -204,7 +204,7 @@ class Check:
             report.ok(5, text)
         if template.strangers:
             report.ok(5, f"{plural(template.strangers, 'other value')} in the patient's place: perhaps former patients")
-        if template.wildcard and template.path.find("*") < template.path.find("Id}/"):
+        if template.wildcard and not names_patient(template.path.partition("*")[0]):
             report.warn(5, "It needs wildcard_match=True: something before the patient varies, so each poke lists all",
                         "a path without dates before the patient costs fewer requests")  # fmt: skip
         elif template.wildcard:
@@ -261,11 +261,12 @@ class Check:
         report, settings, template = self.report, self.settings, self._template
         skew = self._skew()
         known = self._listing is not None and self._listing.ahead is not None and self._account.ahead is not None
-        report.assumptions = advice.assumptions(
-            self._layout, template, report.behaviour,
-            skew=skew, clocks_known=known, patients=len(self._ids.patients),
-            in_order=self._listing is not None and settings.sftp_conn_id is None,
-        )  # fmt: skip
+        if self._listing is not None:
+            report.assumptions = advice.assumptions(
+                self._layout, template, report.behaviour,
+                skew=skew, clocks_known=known, patients=len(self._ids.patients),
+                in_order=settings.sftp_conn_id is None,
+            )  # fmt: skip
         report.advice = ""
         if template is None:
             report.skip(7, "no sensor to copy: no path is known")

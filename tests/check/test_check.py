@@ -47,6 +47,13 @@ def test_what_is_inferred_of_each_layout(laid_out, checked, layout):
     assert (report.behaviour.marker and report.behaviour.marker.name) == marker
 
 
+def test_a_path_that_varies_before_the_patient_is_a_warning(laid_out, checked):
+    report = checked(laid_out("by-day", delay=8)).report
+    assert [line.verdict for line in report.lines if line.step == 5 and line.status is Status.WARNING] == [
+        "It needs wildcard_match=True: something before the patient varies, so each poke lists all"
+    ]
+
+
 def test_by_sftp_the_same_is_inferred(laid_out, checked):
     report = checked(laid_out("retrieval", delivery="sftp", delay=8)).report
     assert not report.has_failed(), report.text()
@@ -79,6 +86,7 @@ def test_without_a_store_the_account_alone_is_checked(laid_out):
     report = Check(Settings()).run()
     assert not report.has_failed()
     assert any("give --bucket or --sftp-conn-id" in line.verdict for line in report.lines)
+    assert "Assumptions" not in report.text()
 
 
 # --- each failure of README's table that set-up can have

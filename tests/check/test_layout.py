@@ -158,13 +158,6 @@ def test_ids_in_another_case_are_noticed():
     assert (layout.templates, layout.other_case) == ((), True)
 
 
-def test_a_hundred_thousand_keys_are_read_in_seconds():
-    ids, pairs = account(3_000)
-    rows = [*deliveries("retrieval below", pairs, times=5), *unrelated(70_000)]
-    assert len(rows) == 100_000
-    assert find_layout(rows, ids).best.patients == 3_000
-
-
 @pytest.mark.parametrize(
     ("key", "shape"),
     [

@@ -144,23 +144,6 @@ class S3Poke:
         return None
 
 
-class S3Source:
-    """How a feed lists everything under a path in a bucket: all of it at each poll, by S3's clock."""
-
-    def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
-        self._clock = clock
-        self.now = 0
-
-    def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
-        """Plan one listing."""
-        now = yield from alone(scan_all(target.prefix, take))
-        self.now = int((now or self._clock()).timestamp())
-
-    def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
-        """Return the age of each delivery's newest object, in seconds."""
-        return {digest: self.now - newest for digest, (newest, _) in deliveries.items()}
-
-
 def scan(some: Iterable[Stretch], take: Take) -> Steps[datetime | None]:
     """
     Walk disjoint stretches in key order.
@@ -174,7 +157,7 @@ def scan(some: Iterable[Stretch], take: Take) -> Steps[datetime | None]:
     if not ordered:
         return None
     now: datetime | None = None
-    pages, position = _Pages(), 0
+    pages, position = Pages(), 0
     request: Request | None = _request(pages.last, ordered[0], ordered[-1])
     while request is not None:
         page = yield request
@@ -192,7 +175,7 @@ def scan(some: Iterable[Stretch], take: Take) -> Steps[datetime | None]:
 def scan_all(prefix: str, take: Callable[[Sequence[StoredObject]], None]) -> Steps[datetime | None]:
     """Walk everything under a prefix; returns and raises what `scan` does."""
     now: datetime | None = None
-    pages = _Pages()
+    pages = Pages()
     request: Request | None = {"Prefix": prefix}
     while request is not None:
         page = yield request
@@ -203,7 +186,7 @@ def scan_all(prefix: str, take: Callable[[Sequence[StoredObject]], None]) -> Ste
 
 
 @dataclass
-class _Pages:
+class Pages:
     """The pages of one walk, checked: a wrong one would give a patient another's files, or half of theirs."""
 
     last: str = ""  # key so far

@@ -10,7 +10,7 @@ INSTALLED_CRASH := $(VENV)/.installed-crash
 # Of `make crash`: `--short`, or names of scenarios; see `python -m tests.crash --help`.
 CRASH ?= --write
 # Files in parallel: most of a test's time goes into waiting.
-PARALLEL := -n 3 --no-loadscope-reorder
+PARALLEL := -n 4 --no-loadscope-reorder
 # uv from the PATH, or from the package index into the environment itself.
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 # Compiled once: where Python may write no byte code, each of Airflow's many processes would take seconds for it.

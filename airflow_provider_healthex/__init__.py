@@ -1,3 +1,3 @@
-"""The Apache Airflow provider for HealthEx: ask for a refresh, wait until the refreshed data has landed."""
+"""The Apache Airflow provider for HealthEx: request a refresh, wait until the refreshed data has landed."""
 
 __version__ = "0.1.0"

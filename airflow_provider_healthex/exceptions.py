@@ -30,7 +30,7 @@ class HealthExTokenError(HealthExError):
 
 
 class HealthExConnectionError(HealthExError):
-    """The request provably never reached the service: a retry is safe."""
+    """A retry is safe: the update was provably never sent, or another request failed that can be repeated."""
 
 
 class HealthExUpdateAmbiguousError(HealthExError):

@@ -1,4 +1,4 @@
-"""What Airflow is told about this provider before it imports any of it. Imports nothing."""
+"""The provider's metadata, which Airflow reads before it imports anything else of it. Imports nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CONN_FIELDS: dict[str, Any] = {
     },
 }
 
-#: The standard fields in the connection form. Airflow 3.x reads both here, 2.11 asks the hook.
+#: The standard fields in the connection form. Airflow 3.x reads both here, 2.11 reads the hook.
 UI_FIELD_BEHAVIOUR: dict[str, Any] = {
     "hidden-fields": ["schema", "port"],
     "relabeling": {

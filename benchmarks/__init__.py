@@ -1,1 +1,1 @@
-"""What the provider costs, against what one would write without it, measured in the same run."""
+"""The provider's cost against that of the code one would write without it, measured in the same run."""

@@ -19,7 +19,7 @@ from testing.postgres import postgres
 @dataclass(frozen=True)
 class Refresh:
     """
-    What a run of a DAG cost, from the moment it was triggered.
+    The cost of a DAG run, from the moment it was triggered.
 
     :param task_instances: that it had.
     :param until_waiting: seconds until every sensor had gone to the triggerer.

@@ -1,18 +1,15 @@
-"""What it costs to decide whether a delivery has arrived, against what it costs boto3 to list the bucket."""
+"""The cost of deciding whether a delivery has arrived, against the cost of listing the bucket by boto3."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
-from functools import partial
 from typing import Any
 
-from airflow_provider_healthex.delivery.cohort import CohortExpectation, CohortWait, Member
-from airflow_provider_healthex.delivery.listing import Look, look
-
-from airflow_provider_healthex.delivery import Expectation, expand
+from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient, Plan
+from airflow_provider_healthex.delivery.s3_listing import S3Listing
 from airflow_provider_healthex.sandbox.s3 import s3_client
 from benchmarks.bucket import CREDENTIALS, NAME, ListedBucket
 from benchmarks.report import Report
@@ -20,7 +17,6 @@ from benchmarks.servers import patient_ids
 
 TARGET = 0.10
 
-_VALUES = {"projectId": "project-bench", "healthexPatientId": "patient-00001"}
 _FOLDER = "d/{projectId}/{healthexPatientId}/"
 
 _NOTE = (
@@ -48,18 +44,15 @@ def run(objects: int = 100_000, rounds: int = 1) -> Report:
         rows.append((case, f"{listing:.2f}", f"{deciding:.3f}", f"{shares[-1]:.1%}"))
 
     for case, (modified, path, wildcard) in cases.items():
-        expectation = Expectation((expand(path, _VALUES, wildcard=wildcard),), since)
-        folder = expectation.targets[0].prefix
-        keys = [f"{folder}{number:06}.json" for number in range(objects)]
-        note(f"one patient's, {case}", [_measure(keys, modified, partial(look, expectation)) for _ in range(rounds)])
+        expectation = expected(["patient-00001"], since, path, wildcard=wildcard)
+        keys = [f"d/project-bench/patient-00001/{number:06}.json" for number in range(objects)]
+        note(f"one patient's, {case}", [_measure(keys, modified, expectation) for _ in range(rounds)])
     patients = patient_ids(min(1000, objects))
     keys = [
         f"d/project-bench/{each}/{number:04}.json" for each in patients for number in range(objects // len(patients))
     ]
-    members = tuple(Member(patient_id, 0) for patient_id in patients)
     for case, modified in (("fresh", now - timedelta(hours=1)), ("of earlier deliveries", now - timedelta(days=30))):
-        cohort = CohortExpectation(_FOLDER, {"projectId": "project-bench"}, since, members)
-        measured = [_measure(keys, modified, CohortWait(cohort).look) for _ in range(rounds)]
+        measured = [_measure(keys, modified, expected(patients, since)) for _ in range(rounds)]
         note(f"{len(patients):,} patients', all of them {case}", measured)
     return Report(
         name="deciding",
@@ -73,23 +66,31 @@ def run(objects: int = 100_000, rounds: int = 1) -> Report:
     )
 
 
-def _measure(keys: list[str], modified: datetime, start: Callable[[], Look[Any]]) -> tuple[float, float]:
+def expected(
+    patients: Sequence[str], requested_at: datetime, path: str = _FOLDER, *, wildcard: bool = False
+) -> Expectation:
+    """Return that these patients' deliveries are awaited."""
+    awaited = tuple(Patient(patient_id, requested_at) for patient_id in patients)
+    return Expectation((path,), {"projectId": "project-bench"}, awaited, ArrivalRule(), wildcard)
+
+
+def _measure(keys: list[str], modified: datetime, expectation: Expectation) -> tuple[float, float]:
     """Return the seconds that listing these objects takes, and deciding on the pages."""
     with ListedBucket(dict.fromkeys(keys, modified)) as bucket:
         client = s3_client(bucket.url, CREDENTIALS)
         began = time.perf_counter()
         pages = list(client.get_paginator("list_objects_v2").paginate(Bucket=NAME, Prefix="d/"))
         listed = time.perf_counter()
-    decide(start(), pages)
+    decide(ArrivalWait(expectation, S3Listing).poke(), pages)
     return listed - began, time.perf_counter() - listed
 
 
-def decide(steps: Look[Any], pages: list[Page]) -> Any:
-    """Run a look over pages that are here already, and return its verdict."""
-    next(steps)
+def decide(plan: Plan[Any], pages: list[Page]) -> None:
+    """Answer a poke's requests with pages that are here already."""
+    next(plan)
     try:
         for page in pages:
-            steps.send(page)
-    except StopIteration as end:
-        return end.value
-    raise AssertionError("The look wants more pages than there are.")
+            plan.send([page])
+    except StopIteration:
+        return
+    raise AssertionError("The poke wants more pages than there are.")

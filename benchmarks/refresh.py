@@ -1,4 +1,4 @@
-"""What a whole refresh of many patients costs an Airflow: a task and a sensor for each, and ours, one for all."""
+"""The cost of a whole refresh of many patients on Airflow: a task and a sensor for each, or ours, one for all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark reports, and how that is shown: as text, as Markdown, as JSON."""
+"""A benchmark's report, and its form as text, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib import metadata
 @dataclass(frozen=True)
 class Report:
     """
-    What a benchmark found.
+    The result of a benchmark.
 
     :param name: of the benchmark.
     :param question: what was measured, in a sentence.

@@ -1,4 +1,4 @@
-"""What ten thousand patients in one DAG run take: operator, XCom, deferred sensor and result on a whole Airflow."""
+"""The cost of ten thousand patients in one DAG run: operator, XCom, deferred sensor and result on a whole Airflow."""
 
 from __future__ import annotations
 

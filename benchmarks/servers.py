@@ -16,7 +16,7 @@ from typing import Any
 @dataclass(frozen=True)
 class RunningSandbox:
     """
-    Where a sandbox listens.
+    The address of a sandbox.
 
     :param environment: what leads Airflow to it.
     :param bucket: where it delivers to.

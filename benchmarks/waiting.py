@@ -110,13 +110,17 @@ def key_sensors(bucket: ListedBucket, waited_for: Sequence[str], since: datetime
     return round(requests * share), seconds * share
 
 
-def cohort_poll(patients: Sequence[str], since: datetime) -> Callable[[], object]:
+def cohort_poll(patients: Sequence[str], requested_at: datetime) -> Callable[[], object]:
     """Return what our cohort sensor does for a poll, in each of its modes; it remembers who arrived."""
-    from airflow_provider_healthex.delivery.cohort import CohortExpectation, CohortWait, Member
-
+    from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient
     from airflow_provider_healthex.storage.s3 import AwsAccess, Bucket
 
-    members = tuple(Member(patient_id, 0) for patient_id in patients)
-    wait = CohortWait(CohortExpectation(_PATH, {"projectId": "project-bench"}, since, members))
+    expectation = Expectation(
+        (_PATH,),
+        {"projectId": "project-bench"},
+        tuple(Patient(patient_id, requested_at) for patient_id in patients),
+        ArrivalRule(),
+    )
     bucket = Bucket(NAME, AwsAccess("aws_default"))
-    return lambda: bucket.look(wait.look())
+    wait = ArrivalWait(expectation, bucket.listing)
+    return lambda: bucket.run(wait.poke())

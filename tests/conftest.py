@@ -47,7 +47,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("tests")
 
-#: What takes longest goes first, so that no worker begins with it when the others have ended.
+#: The longest tests go first, so that no worker begins with it when the others have ended.
 FIRST = ("end_to_end", "sensors", "benchmarks", "example_dags")
 
 
@@ -112,7 +112,7 @@ def airflow_database() -> None:
 @pytest.fixture
 def task_log(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     """
-    What was logged so far: Airflow 3 prints what a task logs, 2.11 hands it to ``logging``.
+    Everything logged so far: Airflow 3 prints what a task logs, 2.11 hands it to ``logging``.
 
     Without what dag.test() of Airflow 3.0 alone prints: each value that is to be masked, and with a traceback the local
     variables of each frame.

@@ -1,4 +1,4 @@
-"""What Airflow finds of this provider before it imports any of it."""
+"""The provider's metadata, as Airflow reads it before any import."""
 
 from __future__ import annotations
 

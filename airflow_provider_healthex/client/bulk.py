@@ -166,7 +166,7 @@ class _Dispatcher:
         finally:
             self._cancelled.set()
             self._closed.set()
-            self._turn_away_ready()
+            self._cancel_ready()
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, pool: ThreadPoolExecutor) -> bool:
@@ -197,7 +197,7 @@ class _Dispatcher:
     def _admit(self) -> None:
         """Call the checkpoint with the patients that may be in flight from now on, and let their requests go."""
         if self._cancelled.is_set():
-            self._turn_away_ready()
+            self._cancel_ready()
         room = max(0, self._max_concurrency + self._ahead() - self._sending)
         admitted = self._ready[:room]
         # The patients that this adds come last.
@@ -209,7 +209,7 @@ class _Dispatcher:
         for each in admitted:
             each.admitted = True
             each.decided.set()
-        # Only now: whatever interrupts this thread, those that wait are known and can be turned away.
+        # Only now: whatever interrupts this thread, those that wait are known and can be cancelled.
         del self._ready[: len(admitted)]
 
     def _call_checkpoint(self, in_flight: Sequence[str]) -> bool:
@@ -222,7 +222,7 @@ class _Dispatcher:
         except Exception as error:
             self._checkpoint_error = error
             self._cancelled.set()
-            self._turn_away_ready()
+            self._cancel_ready()
             return False
         self._checkpoint_seconds = _smooth(self._checkpoint_seconds, time.monotonic() - began)
         return True
@@ -234,7 +234,7 @@ class _Dispatcher:
         ending = round(self._max_concurrency * self._checkpoint_seconds / self._try_seconds)
         return min(ending, self._threads - self._max_concurrency)
 
-    def _turn_away_ready(self) -> None:
+    def _cancel_ready(self) -> None:
         for each in self._ready:
             each.decided.set()
         self._ready.clear()

@@ -1,4 +1,4 @@
-"""What a call to HealthEx consists of, and the checks on ids and texts that go into one."""
+"""The parts of a call to HealthEx, and the checks on ids and texts that go into one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LONG = 32 * 1024**2
 
 #: Characters of an unusable id that an error shows.
 _LONGEST_SHOWN = 100
-#: What a spreadsheet or a CSV file puts around a value, or before it to keep it text.
+#: Characters that a spreadsheet or a CSV file puts around a value, or before it to keep it text.
 _QUOTES = frozenset("\"'`´“”„‟‘’‚‛«»‹›＂＇")
 
 
 class Repeat(Enum):
-    """What a second request of the same call does."""
+    """The effect of a second request of the same call."""
 
     #: Nothing: retried after any 5xx and any timeout as well.
     IDEMPOTENT = "idempotent"

@@ -1,4 +1,4 @@
-"""What of HealthEx's own text may be shown: never a token, a signed link or a control character."""
+"""Redaction of HealthEx's own text: no token, signed link or control character is ever shown."""
 
 from __future__ import annotations
 

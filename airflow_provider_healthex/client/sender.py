@@ -27,7 +27,7 @@ InFlight = Callable[[], AbstractContextManager[None]]
 
 
 class TokenSource(Protocol):
-    """Where the bearer token comes from."""
+    """The source of the bearer token."""
 
     def current(self) -> str:
         """Return a token that is valid now, or raise `HealthExTokenError`."""

@@ -15,7 +15,7 @@ from airflow_provider_healthex.exceptions import HealthExConfigurationError
 
 log = logging.getLogger(__name__)
 
-#: What fits into an Authorization header as it is.
+#: Text that fits into an Authorization header as it is.
 _HEADER_SAFE = re.compile(r"[!-~]+")
 
 

@@ -31,7 +31,7 @@ POOL_SIZE = 32
 #: Bytes that are sent at once: over TLS the timeout is for each write.
 _PIECE = 16_384
 
-#: What this thread is sending: requests and urllib3 have no way to pass it down to a connection.
+#: The request that this thread is sending: requests and urllib3 have no way to pass it down to a connection.
 _exchange: ContextVar[Exchange] = ContextVar("_exchange")
 
 

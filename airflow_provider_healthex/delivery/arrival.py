@@ -42,7 +42,7 @@ class Patient:
 @dataclass(frozen=True)
 class Expectation:
     """
-    Whose deliveries are awaited, where, since when, and by which rule.
+    The awaited deliveries: patients, paths, `requested_at` and the rule of arrival.
 
     :param paths: path templates; each must have its objects.
     :param values: the path variables that all patients share.
@@ -120,7 +120,7 @@ class Poke(Protocol):
         """Return what a person should know of this listing, or an empty text."""
 
     def state(self, index: int) -> object:
-        """Return what is another value when a patient's fresh objects have changed."""
+        """Return a value that changes when a patient's fresh objects change."""
 
 
 class Listing(Protocol):
@@ -152,7 +152,7 @@ class Arrival:
 
 
 class _Tally:
-    """What one poke saw of one patient."""
+    """One patient's objects in one poke, counted."""
 
     __slots__ = ("first", "last", "objects", "paths", "quiet_for", "rows", "total_bytes")
 
@@ -228,7 +228,7 @@ class ArrivalWait:
         :param take: gets their fresh objects.
         :returns: what is there of each; a patient without a delivery any more is missing in it.
         """
-        # Where files grow under their names, another one may have begun to come since.
+        # Files may grow under their final names: another one may have begun since.
         must_settle = self.listing.confirmation is not None
         _, arrived, _ = yield from self._check(list(indices), take, must_settle=must_settle)
         return arrived
@@ -261,7 +261,7 @@ class ArrivalWait:
                 seen.add(rows, target, rule.marker, lambda row: poke.is_fresh(index, row, floor))
                 for target, seen in zip(self.targets[index], tally.paths, strict=True)
             ]
-            # Where paths overlap, an object belongs to both, and is counted once.
+            # An object of two overlapping paths is counted once.
             fresh = found[0] if len(found) == 1 else list({row.key: row for rows in found for row in rows}.values())
             tally.add(fresh, keep=keep)
             if fresh and sink:

@@ -56,14 +56,13 @@ class Delivery:
 @dataclass(frozen=True)
 class Announced:
     """
-    What has been announced: everything up to ``watermark``, and beyond it ``later``.
+    The announced deliveries: everything up to ``watermark``, and beyond it ``later``.
 
-    A single moment would miss or repeat: deliveries settle in another order than their newest objects', and there may
-    be more at one moment than an event takes. So the watermark is a place in the order of (newest object, patient),
-    stays behind whatever isn't settled or announced yet, and for patients announced beyond it, the newest object's
-    time is kept, of at most :data:`MAX_REMEMBERED`. Where that is too few, the watermark passes the beginning of
-    deliveries that still go on: they are told of once all the same, and their objects counted short.
-    Patients are digests here: the store of the state is no place for ids.
+    One timestamp is not enough: deliveries don't settle in the order of their newest objects, and an event takes only
+    so many. The watermark, a pair of (newest object's time, patient's digest), stays before every delivery that isn't
+    announced; ``later`` keeps those announced beyond it, :data:`MAX_REMEMBERED` at most. If that is too few, the
+    watermark passes the beginning of deliveries that still go on: each is announced once all the same, with too few
+    objects. Patients are digests here, as the state store is no place for ids.
 
     :param watermark: seconds since the epoch, and a patient's digest.
     :param later: by digest, the newest announced object's time.
@@ -99,7 +98,7 @@ class Announced:
 
 @dataclass(slots=True)
 class _Fresh:
-    """What one listing shows of a patient since their last announcement: at least one object."""
+    """One patient's objects since their last announcement, in one listing; at least one."""
 
     values: dict[str, str]
     floor: int
@@ -155,7 +154,7 @@ class Feed:
 
     def poke(self, announced: Announced, source: Source) -> Plan[tuple[list[Delivery], Announced]]:
         """
-        List everything under the path: neither S3 nor SFTP can be asked for what is new.
+        List everything under the path: neither S3 nor SFTP lists by time.
 
         :param announced: what has been announced.
         :param source: how and by whose clock it is listed.

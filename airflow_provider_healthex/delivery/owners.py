@@ -49,7 +49,7 @@ class Owners:
             self._by_id.setdefault(values[self._name] or "", []).append(index)
         self._lengths = sorted({len(one) for one in self._by_id})
         self._has_warned = False
-        #: What all keys of all patients begin with.
+        #: The common start of all keys of all patients.
         self.prefix = commonprefix([target.prefix for target in targets])  # noqa: RUF071 - of keys, not of folders
 
     def hand_out(self, wanted: Collection[int], take: Take) -> Callable[[Sequence[StoredObject]], None]:

@@ -40,7 +40,7 @@ class StoredObject(NamedTuple):
 @dataclass(frozen=True)
 class ArrivalRule:
     """
-    What makes a delivery complete enough to be used.
+    When a delivery has arrived.
 
     :param min_objects: fresh data objects that each awaited path has at least.
     :param quiet_period: seconds since the newest of them.
@@ -69,7 +69,7 @@ class ArrivalRule:
 
 @dataclass(slots=True)
 class Seen:
-    """What one poke saw of one path. Numbers only, so that memory grows with the patients, not with the objects."""
+    """The objects of one path in one poke, as numbers only: memory grows with the patients, not with the objects."""
 
     fresh: int = 0
     stale: int = 0

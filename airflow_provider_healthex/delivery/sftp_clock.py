@@ -33,15 +33,15 @@ MAX_AHEAD = 100
 @dataclass
 class SftpClock:
     """
-    What earlier pokes of one wait showed, small enough for a trigger's arguments.
+    The results of a wait's earlier pokes, small enough for a trigger's arguments.
 
     :param clock_skew: seconds by which the server's clock may be ahead of ours.
     :param server: a digest of server, account and folder; another one starts the wait's observations anew.
     :param first_poke: epoch seconds by our clock; None before.
     :param newest: the newest time of a file at the first poke by the server's clock; None if there was none.
     :param ahead: digests of the sizes and times of files that were dated after the first poke.
-    :param late: of each patient whose files it could not show (by position): their own first poke, and the newest time
-        then; twice None before.
+    :param late: patients whose files the first poke could not list, by position: their own first poke and the newest
+        time then; (None, None) until then.
     :param changes: for each patient with fresh files (by position): a digest of these, and when it was first seen.
     """
 
@@ -82,7 +82,7 @@ class SftpClock:
 
 
 class SftpClockPoke:
-    """What one listing shows, seen with what earlier pokes showed; ``now`` is epoch seconds by our clock."""
+    """One listing, compared with those of earlier pokes; ``now`` is epoch seconds by our clock."""
 
     def __init__(self, clock: SftpClock, now: float) -> None:
         self._clock = clock

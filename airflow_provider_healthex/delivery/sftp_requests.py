@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class EntryType(Enum):
-    """What an entry of a folder is."""
+    """The type of a folder's entry."""
 
     FILE = "file"
     FOLDER = "folder"
@@ -42,7 +42,7 @@ class ListFolder:
 
 @dataclass(frozen=True)
 class Server:
-    """Requests a short text that is another one for another server, account or folder that paths begin at."""
+    """Requests a digest of the server, the account and the folder that paths begin at."""
 
 
 class NoSuchRoot(Exception):

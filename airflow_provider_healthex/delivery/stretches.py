@@ -1,4 +1,4 @@
-"""Where patients' keys can lie among all others: as stretches of their order, by the paths' literal starts."""
+"""The stretches of a bucket's key order in which patients' keys lie, by the literal starts of their paths."""
 
 from __future__ import annotations
 

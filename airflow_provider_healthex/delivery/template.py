@@ -259,7 +259,7 @@ def surroundings(path: str, *, wildcard: bool = False) -> tuple[str, str, str]:
     """
     Return the path's first variable, and the literals beside it.
 
-    What lies between a literal and a ``*`` is not beside it: it is as far as the literal goes.
+    A variable is beside a ``*`` only if no literal lies between them.
     """
     parts = _parse(path, wildcard)
     position, variable = next((i, part) for i, part in enumerate(parts) if isinstance(part, Variable))
@@ -283,7 +283,7 @@ def first_unclear_separator(path: str) -> str | None:
 
 
 def names_patient(path: str) -> bool:
-    """Whether the path has a variable that tells one patient from another."""
+    """Whether the path has a variable that differs from patient to patient."""
     return any(isinstance(part, Variable) and part.name in _PATIENT_VARIABLES for part in parse_template(path))
 
 

@@ -47,13 +47,14 @@ class HealthExHook(BaseHook):
     ``requests_per_second``, ``verify``, ``allow_http``.
 
     Every call checks a stored token before anything is sent, and is retried where that is safe: if it never reached
-    HealthEx, and after 429 and 503 with Retry-After; at most 5 tries and 300 s of waiting.
+    HealthEx, and after 429 and 503 with Retry-After; reads and token requests also after other 5xx and timeouts. At
+    most 5 tries and 300 s of waiting.
 
     :param healthex_conn_id: the Airflow connection.
     :raises HealthExConfigurationError: by every call, if the connection is unusable.
     :raises HealthExTokenError: by every call, if the stored token has expired or the token request was rejected.
-    :raises HealthExConnectionError: by every call, if the request never reached HealthEx, or Airflow could not look up
-        the connection.
+    :raises HealthExConnectionError: by every call, if the request failed and a retry is safe, or Airflow could not
+        look up the connection.
     :raises HealthExApiError: by every call, for an error that HealthEx answered; see its subclasses.
     """
 

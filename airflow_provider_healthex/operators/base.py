@@ -1,4 +1,4 @@
-"""What the operators share: their hook, checks of their arguments, and which errors Airflow retries."""
+"""The operators' common parts: their hook, checks of their arguments, and which errors Airflow retries."""
 
 from __future__ import annotations
 

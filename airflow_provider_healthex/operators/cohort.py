@@ -90,7 +90,7 @@ class HealthExUpdateCohortOperator(HealthExOperator):
     :returns: ``project_id``, ``organization_id``, ``requested_at`` (the earliest), and, in the order of
         ``patient_ids``: ``in_progress`` (``patient_id``, ``requested_at``, perhaps ``external_id``, ``ambiguous``),
         ``patient_action_needed`` (``patient_id``, ``reason``), ``failed`` (``patient_id``, ``status_code``,
-        ``error``: the class's name). Where some were not requested, which fails the task, also ``not_asked`` (ids).
+        ``error``: the class's name). If some were not requested, which fails the task, also ``not_asked`` (ids).
         The result is pushed before the task fails.
     :raises AirflowFailException: more than ``max_failures`` failed, none is in progress, some were not requested, or
         401 or 403; and a retry is not safe, or can't help.

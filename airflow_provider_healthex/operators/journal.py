@@ -1,4 +1,4 @@
-"""What a task has requested, kept over its automatic retries in Airflow's task state store (Airflow 3.3 and later)."""
+"""A task's requests, kept over its automatic retries in Airflow's task state store (Airflow 3.3 and later)."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class StateStoreError(HealthExConnectionError):
 @dataclass(frozen=True)
 class Attempt:
     """
-    What sets an automatic retry apart from a clear by a person: the store survives both.
+    Distinguishes an automatic retry from a clear by a person: the store survives both.
 
     A *series* is a try and its automatic retries. The store keeps ``[max_tries, clear_number]`` of its start.
 
-    - ``max_tries``: a retry leaves it as it is. A clear sets it to the tries used so far plus ``retries``, which is
-      the number that was there if ``retries`` was edited in between. Another ``max_tries`` means another series.
-    - ``clear_number`` counts the clears of the run, of any of its tasks. Another one alone means another series only
-      where ``max_tries`` is what a clear of this task, just before this try, would have left.
+    - ``max_tries``: a retry keeps it. A clear sets it to the tries used so far plus ``retries``. If it changed, this is
+      a new series.
+    - ``clear_number`` counts the clears of the run, of any of its tasks. If it alone changed, this is a new series only
+      if ``max_tries`` equals ``retries + try_number - 1``, as a clear of this task just before this try leaves it.
 
     Not covered: ``retries`` is edited to just the value that fits *and* another task of the run is cleared while
     this one waits for its retry. That is taken for a clear.
@@ -179,7 +179,7 @@ class Journal:
                 self._write(self._open)
         except StateStoreError as error:
             outcomes = json.dumps(self._unwritten)
-            log.warning("%s. A retry would take these updates for ambiguous, or not know them: %s", error, outcomes)
+            log.warning("%s. A retry takes these updates for ambiguous: %s", error, outcomes)
 
     def _write(self, in_flight: dict[str, str]) -> None:
         page = {"series": self._series, "project_id": self._project_id, "open": in_flight, "outcomes": self._page}

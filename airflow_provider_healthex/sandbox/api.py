@@ -11,7 +11,7 @@ HealthEx's HTTP contract as far as public material shows it, answered from the s
 ``GET /FHIR/R4/metadata``                                                 CapabilityStatement
 ========================================================================= ================================
 
-Where HealthEx's behaviour isn't public, what is here is a guess and is marked as one.
+HealthEx's behaviour that isn't public is a guess here, and is marked as one.
 """
 
 from __future__ import annotations

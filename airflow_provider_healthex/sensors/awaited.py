@@ -1,4 +1,4 @@
-"""What a wait needs besides its decision: where it pokes, what people read of it, and how its result is made."""
+"""One wait of a sensor: the storage that it pokes, its names in messages, and how its result is made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Storage(Protocol):
-    """Where deliveries land, as a worker reaches it."""
+    """The storage of deliveries, as a worker reaches it."""
 
     @property
     def bucket(self) -> str | None:

@@ -22,8 +22,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_healthex.arguments import at_least, boolean
-from airflow_provider_healthex.delivery import Arrival, Plan, StoredObject, Waiting
-from airflow_provider_healthex.delivery.manifest import manifest_lines
+from airflow_provider_healthex.delivery import Plan, StoredObject, Waiting
 from airflow_provider_healthex.delivery.plan import alone
 from airflow_provider_healthex.delivery.schedule import PokeSchedule, WaitingLog
 from airflow_provider_healthex.exceptions import (
@@ -34,6 +33,7 @@ from airflow_provider_healthex.exceptions import (
 )
 from airflow_provider_healthex.sensors.awaited import Awaited
 from airflow_provider_healthex.sensors.checks import REFUSED_ARGUMENTS, refuse_arguments, refused
+from airflow_provider_healthex.sensors.collect import collect
 from airflow_provider_healthex.sensors.compat import AirflowRescheduleException, first_reschedule, try_start
 from airflow_provider_healthex.sensors.memory import PokeMemory
 from airflow_provider_healthex.triggers.base import ARRIVED, REFUSED, TIMED_OUT, arrived_from_text
@@ -48,7 +48,6 @@ T = TypeVar("T")
 DEFERRAL_GRACE = 60.0
 
 _MANIFEST_IN_MEMORY = 8 * 1024 * 1024  # bytes
-_ATTEMPTS, _PAUSE = 4, 15.0  # at listing what has arrived; seconds between them
 
 
 class ArrivalSensor(BaseSensorOperator):
@@ -362,9 +361,9 @@ class ArrivalSensor(BaseSensorOperator):
         manifest = None
         with tempfile.SpooledTemporaryFile(_MANIFEST_IN_MEMORY) as file:
             lines = cast("IO[bytes]", file)
-            # What the triggerer saw isn't in its event, except for who arrived: it is too much for the database.
+            # The event names only who arrived: all that the triggerer saw would be too much for the database.
             if awaited.manifest or len(arrivals) < len(arrived):
-                found = self._list_again(arrived, lines)
+                found, self._objects = collect(awaited, arrived, lines, self._run, self.poke_interval)
                 if isinstance(found, Waiting):
                     self._last_poke = found.reason
                     if may_wait:
@@ -383,29 +382,6 @@ class ArrivalSensor(BaseSensorOperator):
         self._inform_outlets(result, context)
         return result
 
-    def _list_again(self, arrived: Collection[int], lines: IO[bytes]) -> dict[int, Arrival] | Waiting:
-        """List the fresh objects of those who arrived, and write a manifest's line for each."""
-        awaited: Awaited = self._awaited
-        patients = awaited.wait.expectation.patients
-
-        def take(index: int, objects: Sequence[StoredObject]) -> None:
-            if awaited.needs_objects:
-                self._keep(index, objects)
-            if awaited.manifest:
-                patient_id = patients[index].patient_id
-                written = manifest_lines(objects, uri=awaited.storage.uri, patient_id=patient_id)
-                lines.writelines(f"{line}\n".encode() for line in written)
-
-        for attempt in range(_ATTEMPTS):
-            time.sleep(min(self.poke_interval, _PAUSE) if attempt else 0)
-            self._objects = {}
-            lines.seek(0)
-            lines.truncate()
-            found = self._run(awaited.wait.collect(arrived, take))
-            if not isinstance(found, Waiting):
-                break
-        return found
-
     def _inform_outlets(self, result: Mapping[str, Any], context: Context) -> None:
         """Put some of the result into the asset events of the task's outlets."""
         for outlet in self.outlets or ():
@@ -416,5 +392,5 @@ class ArrivalSensor(BaseSensorOperator):
 def _read_event(event: Mapping[str, Any] | None) -> tuple[str, str]:
     status = event.get("status") if isinstance(event, Mapping) else None
     if status not in (ARRIVED, TIMED_OUT, REFUSED):
-        raise HealthExError(f"The wait on the triggerer broke, see its log ({event!r}); a retry waits on.")
+        raise HealthExError(f"The trigger failed ({event!r}): see its log. A retry waits again.")
     return str(status), str((event or {}).get("message") or "")

@@ -14,7 +14,7 @@ from airflow_provider_healthex.exceptions import HealthExConfigurationError
 #: Templates of a moment that is another one each time that Airflow renders them.
 _MOVING = re.compile(r"\b(?:ti|task_instance)\.(?:start_date|queued_dttm)\b|\b(?:utcnow|now|today)\(")
 
-#: What stands for a value that only a template knows, in checks at parse time.
+#: Replaces a value that only a template knows, in checks at parse time.
 STAND_IN = "rendered-later"
 
 _BY_KIND = "transient errors are retried in every mode, permanent ones fail the task. Use soft_fail to skip on timeout"
@@ -24,7 +24,7 @@ REFUSED_ARGUMENTS = {"silent_fail": _BY_KIND, "never_fail": _BY_KIND}
 
 
 def refuse_arguments(sensor: Any) -> None:
-    """Refuse what the task is, however it became so: default_args pass no constructor of ours."""
+    """Check the attributes, too: default_args reach a parent's constructor without passing ours."""
     for name, reason in sensor.refused_arguments.items():
         value = getattr(sensor, name, None)
         if value and value != ["Size", "Key"]:  # metadata_keys, by default

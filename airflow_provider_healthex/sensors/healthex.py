@@ -48,7 +48,7 @@ class HealthExDataArrivalSensor(ArrivalSensor, S3KeySensor):
     The keys of the previous delivery exist already, so existence proves nothing. Arrived means: at least
     ``min_objects`` objects under the path were modified since the request, and none for ``quiet_period`` seconds by
     S3's clock. That is *a delivery since the request that has settled*. HealthEx documents neither file names nor an
-    end marker: it need not be the delivery of this very retrieval, nor complete. Where nothing has changed, nothing may
+    end marker: it need not be the delivery of this very retrieval, nor complete. If nothing has changed, nothing may
     come.
 
     It is an ``S3KeySensor`` with its AWS parameters and another decision: ``check_fn``, ``use_regex`` and
@@ -204,7 +204,7 @@ class HealthExCohortArrivalSensor(ArrivalSensor, S3KeySensor):
     :param timeout: seconds until the deadline, 24 hours by default; there is one last poke then. ``soft_fail`` turns
         its failure into a skip, and no other.
     :returns: ``bucket``, ``arrived``: for each ``patient_id``, ``prefix``, ``object_count``, ``last_modified``;
-        ``missing``: the ids of the others; ``arrived_count``, ``missing_count``, ``manifest``. Where nobody is in
+        ``missing``: the ids of the others; ``arrived_count``, ``missing_count``, ``manifest``. If nobody is in
         progress it succeeds at once, with empty lists: whether that is a failure was the operator's decision.
     :raises HealthExConfigurationError: on construction, for an argument that can't be used.
     :raises AirflowFailException: from the typed error, for a permanent one.

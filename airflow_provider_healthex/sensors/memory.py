@@ -1,4 +1,4 @@
-"""What a wait's pokes showed, over its processes: in the task's state store (Airflow 3.3 and later), or nowhere."""
+"""The results of a wait's pokes: in the task state store (Airflow 3.3 and later), or nowhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is awaited for one patient or a cohort, put together: names for people, and the sensor's result."""
+"""The wait for one patient or a cohort, put together: its names in messages, and the sensor's result."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class HealthExSftpDataArrivalSensor(ArrivalSensor):
     * Files named ``*.part``, ``*.filepart`` and ``*.tmp`` aren't counted. An arrival counts when a second listing, up
       to 5 s later, shows the same. Symbolic links below the literal part of the path aren't followed.
 
-    Poke, reschedule and deferred mode decide alike. What the first poke showed is kept in the task's state store
+    Poke, reschedule and deferred mode decide alike. The first poke's result is kept in the task's state store
     (Airflow 3.3 and later). Below, each poke in reschedule mode is a first one: there, the server's clock must be right
     to ``clock_skew`` seconds.
 
@@ -183,7 +183,7 @@ class HealthExSftpCohortArrivalSensor(ArrivalSensor):
 
     It decides about each patient as `HealthExSftpDataArrivalSensor` does, and has the result of
     `HealthExCohortArrivalSensor`, with ``bucket`` None. One poke takes one connection, and lists the folders of the
-    patients who haven't arrived, several at a time. Where the patient is behind a glob, it lists everything under the
+    patients who haven't arrived, several at a time. If the patient is behind a glob, it lists everything under the
     part of the path that all share.
 
     :param update: the cohort operator's output, ``update=refresh.output`` (templated).

@@ -1,4 +1,4 @@
-"""What an error of AWS means for a wait: whether a later poke can succeed, whose it is, and what to do about it."""
+"""The meaning of an AWS error for a wait: whether a later poke can succeed, which service it is of, and what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from botocore.retries.standard import ThrottledRetryableChecker, TransientRetrya
 
 
 class Doing(Enum):
-    """What was being done when an error came."""
+    """The step at which an error came."""
 
     OPENING = "opening a client"
     LISTING = "ListObjectsV2"
@@ -43,7 +43,7 @@ _TRANSIENT_ERRORS = (
 )
 #: Redirected while a new bucket's name spreads; timed out; in conflict with another operation; too early; throttled.
 _TRANSIENT_STATUSES = frozenset({307, 408, 409, 425, 429})
-#: What botocore itself retries.
+#: botocore itself retries these.
 _RETRYABLE_CODES = frozenset(
     code
     for checker, name in (
@@ -61,8 +61,8 @@ _TRANSIENT_CODES = re.compile(
     r"expired_?token|token_?expired|token_?refresh_?required",
     re.IGNORECASE,
 )
-#: Refusals that a role just attached, a token just replaced, or a credential endpoint that is away for a moment cause
-#: as well: they are final only where these credentials have never worked.
+#: A new role, a replaced token or an unreachable credential endpoint can cause these errors, too. They are permanent
+#: only until a listing has succeeded.
 DENIALS = frozenset(
     {
         *("AccessDenied", "AccessDeniedException", "AllAccessDisabled", "InvalidToken", "NoCredentialsError"),

@@ -99,7 +99,7 @@ _ADVICE: dict[type[BaseException], str] = {
 
 
 class _Unusable(Exception):
-    """What its cause says that Airflow or asyncssh can't make use of in a connection."""
+    """The part of a connection that Airflow or asyncssh can't use, by the error's cause."""
 
 
 @dataclass
@@ -379,7 +379,7 @@ def _is_transient(error: Exception) -> bool:
 
 @asynccontextmanager
 async def _within(seconds: float) -> AsyncIterator[None]:
-    """Give up after some seconds, and a second time: asyncssh asks the server once more when it is to give up."""
+    """Give up after some seconds, and a second time: when cancelled, asyncssh sends the server one more request."""
     async with asyncio.timeout(seconds + 1):
         async with asyncio.timeout(seconds):
             yield

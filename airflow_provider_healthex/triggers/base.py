@@ -16,7 +16,7 @@ from airflow_provider_healthex.delivery import ArrivalWait, Expectation, Waiting
 from airflow_provider_healthex.delivery.schedule import PokeSchedule, WaitingLog
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError
 
-#: What an event's ``status`` can be. ``refused``: a permanent error. ``broken``: a defect of this code, which a retry
+#: The values of an event's ``status``. ``refused``: a permanent error. ``broken``: a defect of this code, which a retry
 #: may get past.
 ARRIVED, TIMED_OUT, REFUSED, BROKEN = "arrived", "timed_out", "refused", "broken"
 

@@ -38,7 +38,7 @@ class DeliveryTrigger(BaseEventTrigger):
     million objects in S3 1,000 requests, $0.005 at list price. Let old deliveries expire, or use S3's notifications
     and ``SqsSensorTrigger``, where there are millions.
 
-    What has been announced is kept in the asset's state store on Airflow 3.3 and newer, and a restarted triggerer goes
+    The announced deliveries are kept in the asset's state store on Airflow 3.3 and newer: a restarted triggerer goes
     on there. It is stored a moment after the event, so that a triggerer killed in between repeats an event rather than
     losing it: make what it schedules safe to repeat, by ``patient_id`` and ``last_modified``. Below 3.3, and where two
     assets share one trigger, nothing is kept: each start begins with ``since``, or with its own time.
@@ -47,7 +47,7 @@ class DeliveryTrigger(BaseEventTrigger):
     logs an error, also a permanent one, and retries at the next poll.
     """
 
-    #: The arguments, in order: Airflow tells triggers apart by them.
+    #: The arguments, in order: Airflow identifies a trigger by them.
     argument_names: ClassVar[tuple[str, ...]]
     source_class: ClassVar[type[Source]]
 
@@ -136,7 +136,7 @@ class DeliveryTrigger(BaseEventTrigger):
 
     @abstractmethod
     def _place(self) -> tuple[str, ...]:
-        """Return what tells this storage from another."""
+        """Return what identifies this storage."""
 
     def _state_key(self) -> str:
         """Return a key of its own: an asset may have several watchers."""
@@ -145,7 +145,7 @@ class DeliveryTrigger(BaseEventTrigger):
 
 
 class _Memory:
-    """Where what has been announced is kept: the asset's state store, or nowhere."""
+    """The store of the announced deliveries: the asset's state store, or none."""
 
     def __init__(self, store: Any, key: str) -> None:
         self._store, self._key = store, key

@@ -49,7 +49,7 @@ class HealthExDeliveryTrigger(DeliveryTrigger):
         globs.
     :param quiet_period: seconds, 300 by default.
     :param since: the start, an ISO string or a datetime, with a time zone: earlier objects are ignored. Without one,
-        the trigger's first start. Where a state is kept, it is of the first start alone; another ``since`` makes it
+        the trigger's first start. If a state is kept, it is of the first start alone; another ``since`` makes it
         another trigger, and starts there.
     :param poke_interval: seconds between two polls, 120 by default.
     :param aws_conn_id: the AWS connection.

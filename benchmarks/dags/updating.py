@@ -13,7 +13,7 @@ PATIENTS: list[str] = json.loads(os.environ.get("BENCH_PATIENT_IDS", '["patient-
 CONCURRENCIES: list[int] = json.loads(os.environ.get("BENCH_CONCURRENCIES", "[8]"))
 
 with DAG("bench_updating", schedule=None):
-    # Whoever comes first imports what all of them need.
+    # The first one pays for the imports of all.
     previous = HealthExUpdateCohortOperator(task_id="warm_up", patient_ids=PATIENTS[:8], max_failures=8, durable=False)
     for concurrency in CONCURRENCIES:
         for durable in (False, True):

@@ -1,4 +1,4 @@
-"""What a server may do on a connection, and which patient's answer comes of it."""
+"""Each answer belongs to its own patient, whatever a server does on a connection."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def test_an_id_that_cannot_be_used_is_left_out_and_counted(patient_id: Any) -> N
     assert consented_patients([{"patientId": patient_id, "consents": [consent()]}], "p") == ([], 1)
 
 
-# What is stored
+# The stored form
 
 DONE = update({"message": "IN_PROGRESS_NO_ACTION_NEEDED", "counts": {"retrievedNewFacilities": 1}})
 RESULTS: list[Any] = [

@@ -114,7 +114,7 @@ def test_the_limit_is_of_what_is_decoded(service: Service, client: HealthExClien
 def test_a_small_body_that_unpacks_to_a_huge_one_is_not_unpacked_whole(
     service: Service, client: HealthExClient
 ) -> None:
-    """What pyproject.toml asks for at least of urllib3 is for this: older ones unpack all layers but the last."""
+    """pyproject.toml requires a urllib3 that unpacks every layer; older ones leave the last."""
     packed = gzip.compress(gzip.compress(gzip.compress(bytes(100 * MIB))))
     assert len(packed) < 1000
     service.answers(Reply(201, packed, {"Content-Encoding": "gzip, gzip, gzip"}))

@@ -79,7 +79,7 @@ class Part:
 
     @property
     def log(self) -> Path:
-        """What it prints."""
+        """Its output."""
         return self._home.path / f"{self.name}.log"
 
     @contextlib.contextmanager
@@ -200,7 +200,7 @@ class Cluster:
 
     @functools.cached_property
     def dag_of(self) -> Callable[[str], str | None]:
-        """What says whose a task instance is, by the id that Airflow gives to each try."""
+        """The row of a task instance, by the id that Airflow gives to each try."""
 
         @functools.cache
         def found(task_instance_id: str) -> str | None:

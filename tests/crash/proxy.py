@@ -18,7 +18,7 @@ _OF_ONE_CONNECTION = {"connection", "keep-alive", "transfer-encoding", "content-
 
 class Rule:
     """
-    What happens to the calls that match.
+    The proxy's treatment of the calls that match.
 
     :param matches: whether it is for the call with this method and path.
     :param action: ``fail``: answer 500 · ``hold``: keep the first call until released, then pass it on, unless its

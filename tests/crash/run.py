@@ -24,7 +24,7 @@ PATIENCE = 240
 @dataclass(frozen=True)
 class Expected:
     """
-    What must come of a run.
+    The required outcome of a run.
 
     :param requested: how often each patient is requested, and each of these requests is accepted.
     :param unsent: how many patients may be left without any request.
@@ -50,7 +50,7 @@ class Expected:
 @dataclass(frozen=True)
 class Outcome:
     """
-    What came of a run.
+    The outcome of a run.
 
     :param requested: of how many patients ``$updateData`` arrived how often.
     :param accepted: for how many patients HealthEx started how many retrievals.

@@ -34,7 +34,7 @@ TWICE = Expected(requested=2, since=2)
 @dataclass(frozen=True)
 class Point:
     """
-    Where a refresh is brought to.
+    The point at which a refresh is interrupted.
 
     :param text: the same for people.
     :param bring: begins the run, and is left when it may go on.
@@ -47,7 +47,7 @@ class Point:
 @dataclass(frozen=True)
 class Event:
     """
-    What happens there.
+    The interruption itself.
 
     :param text: the same for people.
     :param happen: makes it happen.

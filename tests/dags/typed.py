@@ -1,4 +1,4 @@
-"""What a type checker must accept of a user's DAG, and one key of a task's output."""
+"""A user's DAG that a type checker must accept, with one key of a task's output."""
 
 from __future__ import annotations
 

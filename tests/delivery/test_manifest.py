@@ -1,4 +1,4 @@
-"""What a manifest's lines say."""
+"""The lines of a manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for any bucket, any path and any page, rather than for the ones that somebody thought of."""
+"""Properties of any bucket, any path and any page, tried on generated ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where patients' keys lie among all others."""
+"""The stretches of key order in which patients' keys lie."""
 
 from __future__ import annotations
 

@@ -132,9 +132,9 @@ def wait_until_ready(running: RunningAirflow) -> None:
 
 @dataclass
 class Begun:
-    """What was started before the first test, as most of the time is spent waiting."""
+    """The runs that were started before the first test, as most of the time is spent waiting."""
 
-    #: Who of the cohort has an update that leads to nothing.
+    #: Patients of the cohort whose update leads to no delivery.
     quiet: list[str]
     asked_for: list[str]
     #: How many the sandbox had been asked for when the worker was killed.

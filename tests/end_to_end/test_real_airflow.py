@@ -1,4 +1,4 @@
-"""What only an Airflow with its own processes shows: deferral, a killed task, and a clear."""
+"""Behaviour that only an Airflow with its own processes shows: deferral, a killed task, and a clear."""
 
 from __future__ import annotations
 

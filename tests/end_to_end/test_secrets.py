@@ -1,4 +1,4 @@
-"""What all the runs of the other files have left on disk."""
+"""The files that all the runs of the other tests have left on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(240)
 def test_no_token_is_left_anywhere(real_airflow, begun):
     """In no log, rendered field, XCom, trigger row, serialized DAG or any other row: all files are searched."""
     secrets = [real_airflow.sandbox.api_secret.encode(), *(token.encode() for token in real_airflow.tokens)]
-    # What a JWT of the sandbox begins with, so that minted ones are found too.
+    # The start of each JWT of the sandbox, so that minted ones are found too.
     start = re.escape(real_airflow.tokens[0].partition(".")[0].encode())
     sandbox_jwt = re.compile(start + rb"\.[A-Za-z0-9_-]{20,}")
     found = []

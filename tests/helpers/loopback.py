@@ -42,7 +42,7 @@ class Received:
 
 @dataclass
 class Reply:
-    """What the service does with one request."""
+    """The service's answer to one request."""
 
     status: int = 201
     body: bytes = b""

@@ -1,4 +1,4 @@
-"""Where deliveries land, for tests that hold wherever that is: the same words for S3 and for SFTP."""
+"""Helpers: S3 and SFTP behind the same methods, for tests that hold for both."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class Place(ABC):
     #: The arguments that the sensors call otherwise.
     path_argument: str
     manifest_argument: str
-    #: What an error says that asks for nothing there.
+    #: The text of an error about a missing place.
     nowhere: str
-    #: What an error says of a component that is refused.
+    #: The text of an error about a component without rights.
     refused: str
 
     def defaults(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class RunningAirflow:
     sandbox: Sandbox
     process: subprocess.Popen[str]
     tokens: list[str]
-    #: Whose data the sandbox has delivered, a line for each object.
+    #: The patients of delivered objects, a line for each object.
     delivered: list[str]
     later: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import asyncssh
 
-#: What ``internal-sftp -P`` calls a request, where asyncssh's method has another name.
+#: The names that ``internal-sftp -P`` has for requests, where asyncssh's methods have others.
 METHODS = {"opendir": "scandir", "posix-rename": "posix_rename"}
 
 

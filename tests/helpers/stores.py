@@ -30,7 +30,7 @@ def run(plan: Generator[Sequence[Any], Sequence[Any], Any], answer: Callable[[An
 
 @dataclass
 class Poked:
-    """What a poke returned, and the fresh objects that it saw, by the patient's position."""
+    """A poke's result, and the fresh objects that it saw, by the patient's position."""
 
     waiting: Waiting | None
     objects: dict[int, list[StoredObject]]

@@ -1,4 +1,4 @@
-"""What several tests do: run a sensor in each of its modes, run a DAG on Airflow, put objects into S3."""
+"""Helpers of several tests: run a sensor in each of its modes, run a DAG on Airflow, put objects into S3."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def context_of(task: Any) -> dict[str, Any]:
 
 @dataclass
 class Run:
-    """What became of a sensor: its result, and how often a worker was taken."""
+    """A sensor's result, and how often a worker was taken."""
 
     result: Any
     deferrals: int = 0

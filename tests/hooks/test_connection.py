@@ -227,30 +227,35 @@ def test_a_cancelled_hook_waits_for_no_connection(backends, monkeypatch):
         hook.update_patient_data("p", project_id="p")
 
 
+def no_request():
+    return
+    yield
+
+
 def places():
     from airflow_provider_healthex.storage.s3 import AsyncBucket, AwsAccess, Bucket
 
     async def on_a_triggerer(place):
         async with place:
-            return await place.look(iter(()))
+            return await place.run(no_request())
 
-    yield "s3 on a worker", lambda: Bucket("b", AwsAccess("mine")).look(iter(()))
-    yield "s3 by default", lambda: Bucket("b", AwsAccess("aws_default")).look(iter(()))
+    yield "s3 on a worker", lambda: Bucket("b", AwsAccess("mine")).run(no_request())
+    yield "s3 by default", lambda: Bucket("b", AwsAccess("aws_default")).run(no_request())
     yield "s3 on a triggerer", lambda: asyncio.run(on_a_triggerer(AsyncBucket("b", AwsAccess("mine"), "triggerer")))
     try:
         from airflow_provider_healthex.storage.sftp import AsyncSftpServer, SftpServer
     except ModuleNotFoundError:
         return
-    yield "sftp on a worker", lambda: SftpServer("mine").look(iter(()))
+    yield "sftp on a worker", lambda: SftpServer("mine").run(no_request())
     yield "sftp on a triggerer", lambda: asyncio.run(on_a_triggerer(AsyncSftpServer("mine", "triggerer")))
 
 
-@pytest.mark.parametrize("look", [pytest.param(look, id=name) for name, look in places()])
-def test_a_poke_waits_for_airflow_and_names_it(backends, look):
+@pytest.mark.parametrize("poke", [pytest.param(poke, id=name) for name, poke in places()])
+def test_a_poke_waits_for_airflow_and_names_it(backends, poke):
     backends(Backend(OSError()))
-    verdict = look()
-    assert isinstance(verdict, Waiting)
-    assert verdict.reason.startswith("Airflow's look-up of connection '")
+    waiting = poke()
+    assert isinstance(waiting, Waiting)
+    assert waiting.reason.startswith("Airflow's look-up of connection '")
 
 
 def test_the_test_button_looks_up_the_connection_once(backends):

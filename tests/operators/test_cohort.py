@@ -382,7 +382,7 @@ def test_an_ambiguous_update_that_is_retried_keeps_its_requested_at_and_stays_am
     ]
 
 
-# What a retry does
+# Retries
 
 
 def test_with_a_store_a_retry_requests_the_patients_whose_error_may_be_transient(service):
@@ -521,7 +521,7 @@ def test_a_refused_write_after_the_last_request_fails_nothing(service, task_log)
     assert all("ambiguous" not in entry for entry in result["in_progress"])
     log = task_log()
     assert "the API server answered 500" in log
-    assert "A retry would take these updates for ambiguous" in log
+    assert "A retry takes these updates for ambiguous" in log
 
 
 def test_after_a_refused_write_no_more_patients_are_requested_and_every_answer_is_in_the_result(service, task_log):
@@ -534,7 +534,7 @@ def test_after_a_refused_write_no_more_patients_are_requested_and_every_answer_i
     assert all("ambiguous" not in entry for entry in result["in_progress"])
     assert len(result["not_asked"]) == 40 - len(requested)
     assert requested.total() == len(requested) < 20
-    assert "A retry would take these updates for ambiguous" in task_log()
+    assert "A retry takes these updates for ambiguous" in task_log()
     store.refuses = lambda store: False
     assert len(run(cohort(ids(40)), store)["in_progress"]) == 40
     assert set(service.asked().values()) == {1}

@@ -46,7 +46,7 @@ def operator(patient_id=patients.IN_PROGRESS, **arguments):
 
 
 def intent(requested_at, project_id="project-demo"):
-    """What a try that was killed during its request leaves in the store."""
+    """Return the record that a try killed during its request leaves in the store."""
     return {"series": [0, 0], "project_id": project_id, "open": {patients.IN_PROGRESS: requested_at}, "outcomes": {}}
 
 

@@ -90,7 +90,7 @@ def test_a_retry_for_another_project_reads_nothing_of_this_one():
     assert list(Journal(store, project_id="second").outcomes) == ["c"]
 
 
-# What a retry reads
+# Records that a retry reads
 
 
 def test_a_patient_in_flight_without_an_outcome_is_ambiguous():

@@ -1,4 +1,4 @@
-"""What holds for any history of a task, and for any fraction of any cohort."""
+"""Properties of any history of a task, and of any fraction of any cohort."""
 
 from __future__ import annotations
 

@@ -8,16 +8,20 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from helpers.places import MotoServer, Place, S3Place, SftpPlace
+from helpers.running import wait_for
 
 
 @pytest.fixture
-def later() -> Iterator[Callable[[float, Callable[[], object]], None]]:
-    """Do something after a while, as the world does while a sensor waits."""
+def later() -> Iterator[Callable[[float | Callable[[], object], Callable[[], object]], None]]:
+    """Do something after some seconds, or when something has come true, as the world does while a sensor waits."""
     threads = []
 
-    def start(seconds: float, action: Callable[[], object]) -> None:
+    def start(when: float | Callable[[], object], action: Callable[[], object]) -> None:
         def run() -> None:
-            time.sleep(seconds)
+            if callable(when):
+                wait_for("the moment to act", when, every=0.05)
+            else:
+                time.sleep(when)
             action()
 
         thread = threading.Thread(target=run)

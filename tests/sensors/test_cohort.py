@@ -291,7 +291,7 @@ def test_a_fraction_is_a_fraction(bucket, value):
         sensor(bucket, update=cohort("p-1"), min_fraction=value)
 
 
-#: What is wrong whatever a template may become, and what the error says.
+#: Arguments that no template could make right, with the error's text.
 MISTAKES = [
     ({"bucket_key": "d/{projectId}/"}, "doesn't name the patient"),
     ({"bucket_key": "d/{patientId}/"}, "not one of its variables"),

@@ -1,4 +1,4 @@
-"""What holds for a cohort's arrival wherever it lands: one table of cases for S3 and for SFTP, in each mode."""
+"""A cohort's arrival: one table of cases for S3 and for SFTP, in each mode."""
 
 from __future__ import annotations
 

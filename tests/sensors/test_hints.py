@@ -1,4 +1,4 @@
-"""What the first poke says where nothing at all matches the path, and what the timeout names."""
+"""The hint of the first poke where nothing matches the path, and of the timeout."""
 
 from __future__ import annotations
 

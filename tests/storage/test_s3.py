@@ -690,7 +690,7 @@ class TestTheAsynchronousClient:
         asyncio.run(run())
 
     def test_a_leak_would_be_seen(self, faulty):
-        """What the tests above rely on."""
+        """The fact that the tests above rely on."""
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always", ResourceWarning)
 

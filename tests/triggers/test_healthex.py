@@ -1,4 +1,4 @@
-"""What the triggerer does, and what it is told."""
+"""The S3 triggers: their arguments, their pokes and their events."""
 
 from __future__ import annotations
 

@@ -300,7 +300,8 @@ def parse_key(path: str, key: str, *, wildcard: bool = False) -> dict[str, str] 
     :param key: an object's whole key.
     :param wildcard: read ``*``, ``?`` and ``[…]`` in the path as a glob.
     :raises HealthExConfigurationError: for a bad template, or one that reads this key in more than one way. Where an
-        id could be shorter or longer, none of them wins.
+        id could be shorter or longer, none of them wins. A variable that stands twice in a path with globs, or without
+        a ``/`` between variables, is tried at a limited number of places; beyond that the key counts as such a one.
     """
     plain = _plain_regex(path, wildcard)
     if plain is not None:

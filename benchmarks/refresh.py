@@ -39,14 +39,14 @@ _NOTES = (
 )
 
 
-class _File:
+class _Folder:
     """Delivers what the floor's sensor waits for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def deliver(self, patient_id: str, /) -> None:
-        self.path.touch()
+    def deliver(self, name: str, /) -> None:
+        (self.path / name).touch()
 
 
 def run(sizes: Sequence[int] = SIZES) -> Report:
@@ -58,17 +58,18 @@ def run(sizes: Sequence[int] = SIZES) -> Report:
         tempfile.TemporaryDirectory() as folder,
         Sandbox(cohort=4 * sum(sizes), seed=SEED, delay=24 * 3600, earlier_deliveries=False) as sandbox,
     ):
-        file = _File(Path(folder, "arrived"))
+        files = _Folder(Path(folder))
         variables = {
             "BENCH_COHORTS": json.dumps(cohorts),
             "BENCH_MAPPED": json.dumps(mapped),
             "BENCH_BUCKET": sandbox.bucket,
-            "BENCH_FILE": str(file.path),
+            "BENCH_FOLDER": folder,
             "AIRFLOW_CONN_FS_DEFAULT": json.dumps({"conn_type": "fs"}),
         }
-        dags = ["bench_floor", *(f"bench_{what}_{size}" for what in ("cohort", "mapped") for size in sizes)]
-        with running(sandbox, dags, variables) as airflow:
-            floor = airflow.refresh("bench_floor", file, ["nobody"], 1, 300)
+        variants = [f"bench_{what}_{size}" for what in ("cohort", "mapped") for size in sizes]
+        with running(sandbox, ["bench_warm_up", "bench_floor", *variants], variables) as airflow:
+            airflow.refresh("bench_warm_up", files, ["warm_up"], 1, 300)
+            floor = airflow.refresh("bench_floor", files, ["floor"], 1, 300)
             ours = [airflow.refresh(f"bench_cohort_{n}", sandbox, own, 1, 300) for n, own in cohorts.items()]
             theirs = [
                 airflow.refresh(f"bench_mapped_{n}", sandbox, own, len(own), 300 + 5 * len(own))

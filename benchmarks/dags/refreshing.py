@@ -22,7 +22,7 @@ from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSens
 #: The patients of each number: of the mapped variant and of ours.
 MAPPED: dict[str, list[str]] = json.loads(os.environ.get("BENCH_MAPPED", '{"1": ["patient-00002"]}'))
 COHORTS: dict[str, list[str]] = json.loads(os.environ.get("BENCH_COHORTS", '{"1": ["patient-00001"]}'))
-FILE = os.environ.get("BENCH_FILE", "/nowhere")
+FOLDER = os.environ.get("BENCH_FOLDER", "/nowhere")
 BUCKET = os.environ.get("BENCH_BUCKET", "healthex-deliveries")
 PROJECT = "project-demo"
 WAIT: dict[str, Any] = {"deferrable": True, "poke_interval": 5, "timeout": 3600}
@@ -91,5 +91,6 @@ for count, patients in COHORTS.items():
             **WAIT,
         )
 
-with DAG("bench_floor", schedule=None):
-    nothing() >> FileSensor(task_id="arrival", filepath=FILE, **WAIT)
+for what in ("warm_up", "floor"):
+    with DAG(f"bench_{what}", schedule=None):
+        nothing() >> FileSensor(task_id="arrival", filepath=f"{FOLDER}/{what}", **WAIT)

@@ -17,7 +17,16 @@ from benchmarks.report import Report, as_text, machine, page
 from testing import Unavailable
 
 #: In the order of their reports. The second part says whether it runs when none is named.
-NAMES = {"updating": True, "waiting": True, "refresh": True, "deciding": True, "imports": True, "scale": False}
+NAMES = {
+    "updating": True,
+    "waiting": True,
+    "feed": True,
+    "sftp": True,
+    "refresh": True,
+    "deciding": True,
+    "imports": True,
+    "scale": False,
+}
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

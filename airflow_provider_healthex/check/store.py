@@ -254,7 +254,8 @@ class SftpStore(Store):
     def _plan(self, max_requests: int, first: str) -> Plan[Survey]:
         """List folders until the bound is reached: the account's own and those below, or those of an absolute path."""
         from airflow_provider_healthex.delivery.sftp_clock import moment
-        from airflow_provider_healthex.delivery.sftp_listing import EntryType, ListFolder, NoSuchRoot, whole_name
+        from airflow_provider_healthex.delivery.sftp_listing import whole_name
+        from airflow_provider_healthex.delivery.sftp_requests import EntryType, ListFolder, NoSuchRoot
 
         start = "".join(first.rpartition("/")[:2]) if first.startswith("/") else ""
         survey, folders = Survey(), [start]

@@ -156,23 +156,6 @@ class S3Poke:
         return None
 
 
-class S3Source:
-    """How a feed lists everything under a path in a bucket: all of it at each poll, by S3's clock."""
-
-    def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
-        self._clock = clock
-        self.now = 0
-
-    def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
-        """Plan one listing."""
-        now = yield from alone(scan_all(target.prefix, take))
-        self.now = int((now or self._clock()).timestamp())
-
-    def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
-        """Return the age of each delivery's newest object, in seconds."""
-        return {digest: self.now - newest for digest, (newest, _) in deliveries.items()}
-
-
 def _scan_range(layout: Layout, ranged: Range, take: Take) -> Steps[datetime | None]:
     counts = Counts.of(len(ranged))
     now = yield from scan((layout.ordered[position] for position in ranged), take, counts)
@@ -208,7 +191,7 @@ def scan(some: Iterable[Stretch], take: Take, counts: Counts | None = None) -> S
         return None
     now: datetime | None = None
     counts = counts or Counts.of(len(ordered))
-    pages, position = _Pages(), 0
+    pages, position = Pages(), 0
     request: Request | None = _request(pages.last, ordered[0], ordered[-1])
     while request is not None:
         page = yield request
@@ -229,7 +212,7 @@ def scan(some: Iterable[Stretch], take: Take, counts: Counts | None = None) -> S
 def scan_all(prefix: str, take: Callable[[Sequence[StoredObject]], None]) -> Steps[datetime | None]:
     """Walk everything under a prefix; returns and raises what `scan` does."""
     now: datetime | None = None
-    pages = _Pages()
+    pages = Pages()
     request: Request | None = {"Prefix": prefix}
     while request is not None:
         page = yield request
@@ -240,7 +223,7 @@ def scan_all(prefix: str, take: Callable[[Sequence[StoredObject]], None]) -> Ste
 
 
 @dataclass
-class _Pages:
+class Pages:
     """The pages of one walk, checked: a wrong one would give a patient another's files, or half of theirs."""
 
     last: str = ""  # key so far

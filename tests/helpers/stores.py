@@ -11,7 +11,8 @@ from itertools import takewhile
 from typing import Any
 
 from airflow_provider_healthex.delivery import Arrival, ArrivalWait, Pause, StoredObject, Waiting
-from airflow_provider_healthex.delivery.sftp_listing import Entry, EntryType, ListFolder, Server, SftpListing, Stat
+from airflow_provider_healthex.delivery.sftp_listing import SftpListing
+from airflow_provider_healthex.delivery.sftp_requests import Entry, EntryType, ListFolder, Server, Stat
 
 #: Rows of a full page of S3.
 PAGE = 1_000

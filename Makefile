@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_CRASH := $(VENV)/.installed-crash
+INSTALLED_DOCS := $(VENV)/.installed-docs
 # Of `make crash`: `--short`, or names of scenarios; see `python -m tests.crash --help`.
 CRASH ?= --write
 # Of `make bench`: names of benchmarks, and `--write`; see `python -m benchmarks --help`.
@@ -18,12 +19,12 @@ UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 # Compiled once: where Python may write no byte code, each of Airflow's many processes would take seconds for it.
 INSTALL := $(UV) pip install --quiet --compile-bytecode
 
-.PHONY: demo airflow test lint types build matrix bench crash clean help
+.PHONY: demo airflow test lint docs docs-serve screenshots build matrix bench crash clean help
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt hatch_build.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x "$(UV)" || $(BIN)/python -m pip install --quiet uv
 	$(INSTALL) --python $(BIN)/python --constraint constraints.txt --editable '.[sandbox,sftp]' --group dev
@@ -31,6 +32,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(INSTALLED_CRASH): $(INSTALLED)
 	$(INSTALL) --python $(BIN)/python --constraint constraints.txt --group crash
+	touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(INSTALL) --python $(BIN)/python --constraint constraints.txt --group docs --group screenshots
 	touch $@
 
 demo: $(INSTALLED)  ## Refresh a patient from end to end, on Airflow and the sandbox
@@ -42,10 +47,20 @@ airflow: $(INSTALLED)  ## Airflow's UI with the sandbox behind it, until Ctrl-C
 test: $(INSTALLED)  ## The whole suite
 	$(BIN)/python -m pytest $(PARALLEL)
 
-lint: $(INSTALLED)  ## Style, and types
+lint: $(INSTALLED)  ## Style, spelling and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
+
+docs: $(INSTALLED_DOCS)  ## The documentation, into site; strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(INSTALLED_DOCS)  ## The documentation on 127.0.0.1:8000, rebuilt on each change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+screenshots: $(INSTALLED_DOCS)  ## Take the pictures of Airflow's UI in docs/images afresh (needs Chromium)
+	$(BIN)/python docs/screenshots.py
 
 matrix: $(INSTALLED)  ## The suite on each Airflow and Python that is supported (an hour or more)
 	UV="$(UV)" PYTHON="$(BIN)/python" PARALLEL="$(PARALLEL)" .ci/matrix
@@ -60,4 +75,4 @@ build: $(INSTALLED)  ## Wheel and sdist, and their import in a clean environment
 	UV="$(UV)" PYTHON="$(BIN)/python" .ci/build
 
 clean:  ## Remove all that was made here
-	rm -rf .venv .venvs .airflow .bench dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venvs .airflow .bench dist site .pytest_cache .mypy_cache .ruff_cache

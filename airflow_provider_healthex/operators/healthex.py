@@ -55,7 +55,7 @@ class HealthExUpdatePatientOperator(HealthExOperator):
     Requests a refresh of one patient's data, and returns HealthEx's answer; or waits for the delivery, too.
 
     HealthEx answers at once and retrieves in the background, for minutes to about an hour (docs.healthex.io). Give
-    this task's output to a :class:`~airflow_provider_healthex.sensors.healthex.HealthExDataArrivalSensor`, which
+    this task's output to a `HealthExDataArrivalSensor`, which
     waits for objects modified after ``requested_at``. For one key of it, as in ``refresh.output["patient_id"]``, set
     Airflow's ``multiple_outputs=True``.
 

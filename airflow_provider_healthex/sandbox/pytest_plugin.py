@@ -12,7 +12,7 @@ Pytest finds it by itself wherever this package is installed. In a test::
         healthex_sandbox.faults.add("update", 429, times=2, retry_after=1)
         ...
 
-``healthex_sandbox`` is a :class:`~airflow_provider_healthex.sandbox.server.Sandbox`. While a test uses it,
+``healthex_sandbox`` is a `Sandbox`. While a test uses it,
 ``AIRFLOW_CONN_HEALTHEX_DEFAULT``, ``AIRFLOW_CONN_AWS_DEFAULT`` and ``AIRFLOW_CONN_SMTP_DEFAULT`` lead to it. Each
 test begins afresh: no requests, no mails, no faults, and the bucket ``healthex_sandbox.bucket`` holds the patients'
 earlier deliveries, 30 days old. Deliveries come 1 second after a request. The servers run for the session, at the same

@@ -10,6 +10,8 @@ INSTALLED_CRASH := $(VENV)/.installed-crash
 INSTALLED_DOCS := $(VENV)/.installed-docs
 # Of `make crash`: `--short`, or names of scenarios; see `python -m tests.crash --help`.
 CRASH ?= --write
+# Of `make bench`: names of benchmarks, and `--write`; see `python -m benchmarks --help`.
+BENCH ?=
 # Files in parallel: most of a test's time goes into waiting.
 PARALLEL := -n 4 --no-loadscope-reorder
 # uv from the PATH, or from the package index into the environment itself.
@@ -64,7 +66,7 @@ matrix: $(INSTALLED)  ## The suite on each Airflow and Python that is supported 
 	UV="$(UV)" PYTHON="$(BIN)/python" PARALLEL="$(PARALLEL)" .ci/matrix
 
 bench: $(INSTALLED)  ## Benchmarks, against what one would write otherwise
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH)
 
 crash: $(INSTALLED_CRASH)  ## Kill and starve a whole Airflow, and write docs/crashes.md (15 min; CRASH=--short: 4 min)
 	$(BIN)/python -m tests.crash $(CRASH)

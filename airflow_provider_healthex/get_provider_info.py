@@ -82,7 +82,7 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["service"],
             }
         ],
-        "operators": modules("operators", "healthex"),
+        "operators": modules("operators", "healthex", "sftp"),
         "sensors": modules("sensors", "healthex", "sftp"),
         "hooks": modules("hooks", "healthex"),
         "triggers": modules("triggers", "healthex", "sftp"),

@@ -17,7 +17,16 @@ from benchmarks.report import Report, as_text, machine, page
 from testing import Unavailable
 
 #: In the order of their reports. The second part says whether it runs when none is named.
-NAMES = {"updating": True, "waiting": True, "refresh": True, "deciding": True, "imports": True, "scale": False}
+NAMES = {
+    "updating": True,
+    "waiting": True,
+    "feed": True,
+    "sftp": True,
+    "refresh": True,
+    "deciding": True,
+    "imports": True,
+    "scale": False,
+}
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -51,6 +60,9 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps({"machine": machine(), "reports": [asdict(report) for report in reports]}, indent=1))
     if options.write:
         RESULTS.write_text(page(reports))
+        for report in reports:
+            if report.chart:
+                RESULTS.with_name(f"{report.name}.svg").write_text(report.chart)
     return 1 if any(report.met is False for report in reports) else 0
 
 
@@ -61,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "names", nargs="*", choices=[*NAMES, []], metavar="name", help=f"of {', '.join(NAMES)} ({usual})"
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md and its charts")
     return parser
 
 

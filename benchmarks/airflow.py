@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from airflow_provider_healthex.sandbox import Sandbox
 from airflow_provider_healthex.sandbox.airflow import AirflowHome
@@ -38,6 +39,13 @@ class Refresh:
         return self.until_waiting + self.until_success
 
 
+class Delivers(Protocol):
+    """What the sensors wait for."""
+
+    def deliver(self, patient_id: str, /) -> object:
+        """Let a patient's data arrive."""
+
+
 @dataclass(frozen=True)
 class RunningAirflow:
     """``airflow standalone``, read from its database."""
@@ -46,14 +54,14 @@ class RunningAirflow:
     database: Database
     process: subprocess.Popen[str]
 
-    def refresh(self, dag_id: str, sandbox: Sandbox, patients: Sequence[str], sensors: int, patience: float) -> Refresh:
+    def refresh(self, dag_id: str, source: Delivers, patients: Sequence[str], sensors: int, patience: float) -> Refresh:
         """Run a DAG; deliver for everybody as soon as all its sensors wait, and let it end."""
         with watched(self.process.pid) as peaks:
             self.home.run("dags", "trigger", dag_id, "--run-id", "bench")
             self._wait(dag_id, "count(*) filter (where t.state = 'deferred') >= %s", sensors, patience)
             waiting_at = time.time()
             for patient_id in patients:
-                sandbox.deliver(patient_id)
+                source.deliver(patient_id)
             delivered_at = time.time()
             self._wait(dag_id, "bool_and(r.state = 'success' and r.end_date is not null)", None, patience)
         ((queued_at, ended_at, instances),) = self.database.query(

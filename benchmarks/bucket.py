@@ -8,6 +8,7 @@ clients cost. This one knows ``ListObjectsV2`` alone, and counts.
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
@@ -34,7 +35,7 @@ class ListedBucket:
     The bucket, and its server on loopback. A context manager.
 
     :param objects: when each key was modified.
-    :param latency: seconds each request takes besides.
+    :param latency: seconds that each request takes besides, each in a thread of its own.
     """
 
     def __init__(self, objects: Mapping[str, datetime], latency: float = 0.0) -> None:
@@ -42,7 +43,7 @@ class ListedBucket:
         self._rows = [_row(key, objects[key]) for key in self._keys]
         self._latency = latency
         self._lock = threading.Lock()
-        self.requests = 0
+        self.requests = self.rows = 0
 
     def __enter__(self) -> ListedBucket:
         self._server = WsgiServer(self._answer, 0, "bench-s3")
@@ -74,11 +75,12 @@ class ListedBucket:
         if query.get("list-type") != "2":
             start_response("501 Not Implemented", [("Content-Length", "0")])
             return [b""]
+        rows, text = self._list(query)
         with self._lock:
             self.requests += 1
-        if self._latency:
-            threading.Event().wait(self._latency)
-        body = self._list(query).encode()
+            self.rows += rows
+        time.sleep(self._latency)
+        body = text.encode()
         start_response(
             "200 OK",
             [
@@ -89,7 +91,7 @@ class ListedBucket:
         )
         return [body]
 
-    def _list(self, query: Mapping[str, str]) -> str:
+    def _list(self, query: Mapping[str, str]) -> tuple[int, str]:
         prefix, size = query.get("prefix", ""), min(int(query.get("max-keys", PAGE)), PAGE)
         after = query.get("continuation-token") or query.get("start-after", "")
         first = max(bisect_left(self._keys, prefix), bisect_right(self._keys, after) if after else 0)
@@ -98,7 +100,7 @@ class ListedBucket:
         last = max(first, min(end, first + size))
         truncated = last < end
         token = f"<NextContinuationToken>{escape(self._keys[last - 1])}</NextContinuationToken>" if truncated else ""
-        return (
+        return last - first, (
             '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
             f"<Name>{NAME}</Name><Prefix>{escape(quote(prefix))}</Prefix><MaxKeys>{size}</MaxKeys>"
             f"<EncodingType>url</EncodingType><KeyCount>{last - first}</KeyCount>"

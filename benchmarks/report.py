@@ -22,6 +22,7 @@ class Report:
     :param columns: of the table.
     :param rows: of the table, the baseline's first.
     :param notes: what one must know to read it.
+    :param chart: an SVG of it, or an empty string.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Report:
     target: str = ""
     met: bool | None = None
     notes: Sequence[str] = field(default_factory=tuple)
+    chart: str = field(default="", repr=False)
 
     @property
     def verdict(self) -> str:
@@ -56,7 +58,9 @@ def as_markdown(report: Report) -> str:
     rows = [f"| {' | '.join(row)} |" for row in report.rows]
     notes = [f"- {note}" for note in report.notes]
     headline = f"**{report.ratio}** ({report.verdict})"
-    return "\n".join([f"## {report.name}", "", headline, "", report.question, "", head, *rows, "", *notes]).rstrip()
+    picture = [f"![{report.question}]({report.name}.svg)", ""] if report.chart else []
+    lines = [f"## {report.name}", "", headline, "", report.question, "", *picture, head, *rows, "", *notes]
+    return "\n".join(lines).rstrip()
 
 
 def machine() -> str:

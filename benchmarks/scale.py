@@ -37,7 +37,7 @@ def run(patients: int = 10_000) -> Report:
         columns=("what", "value"),
         rows=[
             ("task instances", f"{ours.task_instances:,}"),
-            ("trigger to all asked and waiting", f"{ours.until_waiting:.1f} s"),
+            ("trigger to all requested and waiting", f"{ours.until_waiting:.1f} s"),
             ("data to success", f"{ours.until_success:.1f} s"),
             ("triggerer, before and at most", f"{peaks.first.get(TRIGGERER, 0):.0f}, {peaks.most[TRIGGERER]:.0f} MB"),
             ("worker, before and at most", f"{peaks.first.get(WORKER, 0):.0f}, {peaks.most[WORKER]:.0f} MB"),

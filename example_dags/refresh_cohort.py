@@ -1,7 +1,8 @@
 """
-Refresh every consented patient of a project, in chunks, and process what arrived.
+Refresh the consented patients of a project whose data is old, in chunks, and process what arrived.
 
-1. ``patients`` lists the patients who have consented, in chunks. Those whose consent ends soon are left out.
+1. ``patients`` lists the patients who have consented and whose newest delivery is older than ``max_age_days``, in
+   chunks. So a second run doesn't bill what was just delivered. Those whose consent ends soon are left out.
 2. ``healthex_refresh`` runs for each chunk: it requests the updates, and waits, without a worker, for those in
    progress. A chunk that fails leaves the other chunks alone, and fails the run.
 3. ``batches`` collects the patients whose data arrived, and ``process`` works on each batch of them.
@@ -19,7 +20,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, Param, dag, task
 
-from airflow_provider_healthex.operators.healthex import HealthExListConsentedPatientsOperator
+from airflow_provider_healthex.operators.healthex import HealthExListStalePatientsOperator
 from airflow_provider_healthex.task_groups import healthex_refresh
 
 # HealthEx takes minutes to about an hour. The sandbox takes seconds, and the tests set these accordingly.
@@ -43,6 +44,9 @@ ENOUGH = 0.9  # fraction of those in progress: without changes HealthEx may deli
         "aws_conn_id": Param("aws_default", type="string", description="Airflow connection to the bucket"),
         "project_id": Param("project-demo", type="string", description="HealthEx project (study)"),
         "bucket": Param("healthex-deliveries", type="string", description="Bucket HealthEx delivers to"),
+        "max_age_days": Param(
+            7, type="number", minimum=0, description="Request patients whose newest delivery is older; 0: all"
+        ),
         "path": Param(
             "d/{projectId}/{healthexPatientId}/",
             type="string",
@@ -53,12 +57,16 @@ ENOUGH = 0.9  # fraction of those in progress: without changes HealthEx may deli
     doc_md=__doc__,
 )
 def refresh_cohort() -> None:
-    patients = HealthExListConsentedPatientsOperator(
+    patients = HealthExListStalePatientsOperator(
         task_id="patients",
         project_id="{{ params.project_id }}",
         healthex_conn_id="{{ params.healthex_conn_id }}",
         min_days_left=14,  # a patient whose consent ends sooner has to renew it first
         chunk_size=CHUNK,
+        bucket_name="{{ params.bucket }}",
+        bucket_key="{{ params.path }}",
+        aws_conn_id="{{ params.aws_conn_id }}",
+        max_age="{{ params.max_age_days * 24 * 60 * 60 }}",
     )
 
     arrivals = healthex_refresh.partial(

@@ -28,7 +28,7 @@ from airflow_provider_healthex.client.models import (
 from airflow_provider_healthex.client.redaction import Secrets, clean
 from airflow_provider_healthex.client.sender import InFlight, Sender
 from airflow_provider_healthex.client.settings import ClientSettings
-from airflow_provider_healthex.client.token import organization, token_source
+from airflow_provider_healthex.client.token import claims, organization, token_source
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,10 @@ class HealthExClient:
         :raises HealthExTokenError: it has expired or isn't valid yet, or the token request was rejected.
         """
         self._tokens.current()
+
+    def token_claims(self) -> Mapping[str, Any]:
+        """Return the token's claims, unverified; a token that is no JWT has none. May request a token."""
+        return claims(self._tokens.current())
 
     def update_patient(
         self,

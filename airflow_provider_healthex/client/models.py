@@ -29,6 +29,9 @@ COUNTS = (
     "skippedNewFacilities",
 )
 
+#: The fields of an answer to ``$updateData`` that the guide or docs.healthex.io name.
+_ANSWER = frozenset({"message", "code", "patientActionNeededReason", "skippedFacilitiesCount", "counts", "retrievalId"})
+
 _HARMLESS = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -142,6 +145,7 @@ class PatientUpdate(_Result):
     :param skipped_facilities_count: facilities left out; above 0 the update is partial.
     :param counts: the documented counts the answer had. Whether they are final by then is unknown.
     :param requested_at: the moment of the request, UTC in whole seconds: later data is fresh.
+    :param unknown_fields: names of fields of the answer that no public page has; not in the dict.
     """
 
     project_id: str
@@ -153,10 +157,15 @@ class PatientUpdate(_Result):
     skipped_facilities_count: int
     counts: Mapping[str, float] = field(hash=False)
     requested_at: datetime
+    unknown_fields: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "counts", _ReadOnlyDict(self.counts))
         super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form that is stored."""
+        return {name: value for name, value in super().to_dict().items() if name != "unknown_fields"}
 
     @property
     def needs_patient(self) -> bool:
@@ -188,6 +197,7 @@ class PatientUpdate(_Result):
             skipped_facilities_count=_count(answer.get("skippedFacilitiesCount"), 0),
             counts={key: value for key, value in given.items() if value is not None},
             requested_at=requested_at,
+            unknown_fields=tuple(sorted({harmless(name) or UNRECOGNIZED for name in answer.keys() - _ANSWER})),
         )
 
 

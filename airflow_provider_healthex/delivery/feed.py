@@ -98,7 +98,7 @@ class Announced:
 
 @dataclass(slots=True)
 class _Fresh:
-    """One patient's objects since their last announcement, in one listing."""
+    """One patient's objects since their last announcement, in one listing; at least one."""
 
     values: dict[str, str]
     floor: int
@@ -160,13 +160,13 @@ class Feed:
         :param source: how and by whose clock it is listed.
         :returns: the deliveries to announce now, in the order they settled in, and what has been announced then.
         """
-        seen = yield from self._list(announced, source)
-        return self._decide(seen, announced, source)
+        fresh = yield from self._list(announced, source)
+        return self._decide(fresh, announced, source)
 
     def start(self, source: Source) -> Plan[Announced]:
         """List everything under the path, and return what has been announced where all of it counts as announced."""
         seen = yield from self._list(Announced((0, "~")), source)
-        newest = {digest: one.newest for digest, one in seen.items() if one.count}
+        newest = {digest: one.newest for digest, one in seen.items()}
         return self._advance((0, "~"), newest, {}, set(), [], source.now)
 
     def _list(self, announced: Announced, source: Source) -> Plan[dict[str, _Fresh]]:
@@ -187,17 +187,18 @@ class Feed:
         seen: dict[str, _Fresh], values: dict[str, str], digest: str, modified: int, announced: Announced
     ) -> None:
         one = seen.get(digest)
+        floor = announced.floor(digest) if one is None else one.floor
+        if modified <= floor:
+            return
         if one is None:
-            one = seen[digest] = _Fresh(values, announced.floor(digest))
-        if modified > one.floor:
-            one.count += 1
-            one.first = min(one.first or modified, modified)
-            one.newest = max(one.newest, modified)
+            one = seen[digest] = _Fresh(values, floor)
+        one.count += 1
+        one.first = min(one.first or modified, modified)
+        one.newest = max(one.newest, modified)
 
     def _decide(
-        self, seen: Mapping[str, _Fresh], announced: Announced, source: Source
+        self, fresh: Mapping[str, _Fresh], announced: Announced, source: Source
     ) -> tuple[list[Delivery], Announced]:
-        fresh = {digest: one for digest, one in seen.items() if one.count}
         quiet_for = source.quiet_for({digest: (one.newest, one.count) for digest, one in fresh.items()})
         rule = ArrivalRule(quiet_period=self.quiet_period)
         settled = sorted((one.newest, digest) for digest, one in fresh.items() if rule.is_settled(quiet_for[digest]))

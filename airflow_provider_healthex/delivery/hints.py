@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from airflow_provider_healthex.delivery.plan import Steps
 from airflow_provider_healthex.delivery.s3_listing import Page, is_truncated
-from airflow_provider_healthex.delivery.sftp_listing import Entry, EntryType, ListFolder, Stat
+from airflow_provider_healthex.delivery.sftp_requests import Entry, EntryType, ListFolder, Stat
 from airflow_provider_healthex.delivery.template import Kind, Target, literal_prefix
 
 #: How many keys of a longer listing are counted.

@@ -46,6 +46,11 @@ class Waiting:
     reason: str
     unmatched: tuple[int, ...] = ()
 
+    @property
+    def error(self) -> str:
+        """The reason for whoever doesn't poke again."""
+        return self.reason.removesuffix("; retrying at the next poke")
+
 
 def together(threads: Iterable[Steps[T]], width: int) -> Plan[list[T]]:
     """Run several threads of requests side by side, at most ``width`` of them at a time; return what each returned."""

@@ -1,7 +1,7 @@
 """
 Which ``ListObjectsV2`` requests show some patients' objects, without making them.
 
-A poke wants the objects of its missing patients only. One cursor walks their stretches of keys in key order (`scan`).
+A poke wants the objects of its missing patients only. A cursor walks their stretches of keys in key order (`scan`).
 Each request lists what follows the cursor or, where that is further, the next stretch's start; so a page serves as many
 patients as it reaches, and what lies between them is skipped where it is longer than a page. With ``N`` keys under the
 stretches' common prefix, ``n_i`` in stretch ``i`` and 1,000 in a full page this costs:
@@ -12,8 +12,10 @@ stretches' common prefix, ``n_i`` in stretch ``i`` and 1,000 in a full page this
   stretch's keys: so a full page either ends behind the stretch, which is then finished, or holds 1,000 of its keys. So
   there are at most ``sum(floor(n_i / 1000) + 1)`` requests.
 
-Both hold, hence the lesser does. ``floor(n / 1000) + 1`` is ``max(1, ceil(n / 1000))``, but for a stretch of exactly
-1,000, 2,000, … keys: its last page doesn't show that nothing follows.
+Both hold for a first poke, hence the lesser does. Later ones know where rows lay, and make several such walks side by
+side where that costs less (`s3_ranges`): the second bound holds for them, too. ``floor(n / 1000) + 1`` is
+``max(1, ceil(n / 1000))``, but for a stretch of exactly 1,000, 2,000, … keys: its last page doesn't show that nothing
+follows.
 
 Where a path starts alike for all patients (a glob before the id), everything under that start is listed instead
 (`scan_all`), and `owners` knows whose it is.
@@ -26,24 +28,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from itertools import chain
 from os.path import commonprefix
-from typing import Any
+from time import perf_counter
+from typing import Any, TypeVar, cast
 
 from airflow_provider_healthex.delivery.arrival import Expectation
 from airflow_provider_healthex.delivery.owners import Owners
 from airflow_provider_healthex.delivery.plan import Plan, Steps, Take, alone, together
 from airflow_provider_healthex.delivery.rule import StoredObject
+from airflow_provider_healthex.delivery.s3_ranges import PAGE, WIDTH, Counts, Latency, Layout, Range
 from airflow_provider_healthex.delivery.stretches import Stretch, are_disjoint, stretches
 from airflow_provider_healthex.delivery.template import Target
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.moments import utc_now
 
+T = TypeVar("T")
+
 Page = Mapping[str, Any]
 #: Arguments of a ``list_objects_v2``, without the bucket.
 Request = dict[str, Any]
-
-#: Paths that are listed side by side.
-WIDTH = 8
 
 #: So many pages without a row may follow each other.
 MAX_EMPTY_PAGES = 100
@@ -80,6 +84,12 @@ class S3Listing:
     ) -> None:
         self.clock = clock
         self.stretches = [stretches(index, own) for index, own in enumerate(targets)]
+        paths: dict[int, list[Stretch]] = {}
+        for one in chain.from_iterable(self.stretches):
+            paths.setdefault(one.path, []).append(one)
+        # Of each path by itself: a policy may grant these prefixes (s3:prefix), and not what they have in common.
+        self.layouts = [Layout(own) for own in paths.values()]
+        self.latency = Latency()
         self.owners: Owners | None = None
         disjoint = are_disjoint(one for own in self.stretches for one in own)
         self.is_everything = not disjoint and len(targets) == 1  # a glob that starts with a star
@@ -115,11 +125,13 @@ class S3Poke:
         elif listing.is_everything:
             now = yield from alone(scan_all("", lambda rows: take(0, rows)))
         else:
-            # A scan for each path: a policy may grant these prefixes (s3:prefix), and not what they have in common.
-            paths: dict[int, list[Stretch]] = {}
-            for one in (one for index in indices for one in listing.stretches[index]):
-                paths.setdefault(one.path, []).append(one)
-            moments = yield from together((scan(own, take) for own in paths.values()), WIDTH)
+            owners, request = set(indices), listing.latency.request_in_rows
+            scans = [
+                _scan_range(layout, ranged, take)
+                for layout in listing.layouts
+                for ranged in layout.ranges(owners, request)
+            ]
+            moments = yield from _timed(together(scans, WIDTH), listing.latency)
             now = min(filter(None, moments), default=None)
         self._now = now or listing.clock()
 
@@ -144,28 +156,32 @@ class S3Poke:
         return None
 
 
-class S3Source:
-    """How a feed lists everything under a path in a bucket: all of it at each poll, by S3's clock."""
-
-    def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
-        self._clock = clock
-        self.now = 0
-
-    def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
-        """Plan one listing."""
-        now = yield from alone(scan_all(target.prefix, take))
-        self.now = int((now or self._clock()).timestamp())
-
-    def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
-        """Return the age of each delivery's newest object, in seconds."""
-        return {digest: self.now - newest for digest, (newest, _) in deliveries.items()}
+def _scan_range(layout: Layout, ranged: Range, take: Take) -> Steps[datetime | None]:
+    counts = Counts.of(len(ranged))
+    now = yield from scan((layout.ordered[position] for position in ranged), take, counts)
+    layout.note(ranged, counts)
+    return now
 
 
-def scan(some: Iterable[Stretch], take: Take) -> Steps[datetime | None]:
+def _timed(plan: Plan[T], latency: Latency) -> Plan[T]:
+    """Note how long each batch of a plan takes."""
+    answers: Any = None
+    while True:
+        try:
+            batch = plan.send(answers)
+        except StopIteration as end:
+            return cast("T", end.value)
+        began = perf_counter()
+        answers = yield batch
+        latency.note(len(batch), sum(len(page.get("Contents") or ()) for page in answers), perf_counter() - began)
+
+
+def scan(some: Iterable[Stretch], take: Take, counts: Counts | None = None) -> Steps[datetime | None]:
     """
     Walk disjoint stretches in key order.
 
     :param take: called with a stretch's owner and some of its rows, as often as pages hold some.
+    :param counts: counts the rows.
     :returns: the storage's clock by the first page, or None.
     :raises UnusableListing: where keys are not in order, or of another prefix.
     :raises IncompleteListing: where a listing breaks off.
@@ -174,17 +190,21 @@ def scan(some: Iterable[Stretch], take: Take) -> Steps[datetime | None]:
     if not ordered:
         return None
     now: datetime | None = None
-    pages, position = _Pages(), 0
+    counts = counts or Counts.of(len(ordered))
+    pages, position = Pages(), 0
     request: Request | None = _request(pages.last, ordered[0], ordered[-1])
     while request is not None:
         page = yield request
         now = now or server_time(page)
         rows, is_last = pages.rows(request, page), not is_truncated(page)
-        position = _hand_out(rows, ordered, position, None if is_last else pages.last, take)
+        position = _hand_out(rows, ordered, position, None if is_last else pages.last, take, counts)
         if is_last or position == len(ordered):
+            counts.before[-1] += 0 if is_last else PAGE  # which may follow
             return now
         follow = _request(pages.last, ordered[position], ordered[-1])
         skips = follow["Prefix"] != request["Prefix"] or follow.get("StartAfter") != pages.last
+        if rows and pages.last < ordered[position].prefix:
+            counts.skipped.add(position)
         request = follow if rows and skips else pages.next_request(request, page)
     return now
 
@@ -192,7 +212,7 @@ def scan(some: Iterable[Stretch], take: Take) -> Steps[datetime | None]:
 def scan_all(prefix: str, take: Callable[[Sequence[StoredObject]], None]) -> Steps[datetime | None]:
     """Walk everything under a prefix; returns and raises what `scan` does."""
     now: datetime | None = None
-    pages = _Pages()
+    pages = Pages()
     request: Request | None = {"Prefix": prefix}
     while request is not None:
         page = yield request
@@ -203,7 +223,7 @@ def scan_all(prefix: str, take: Callable[[Sequence[StoredObject]], None]) -> Ste
 
 
 @dataclass
-class _Pages:
+class Pages:
     """The pages of one walk, checked: a wrong one would give a patient another's files, or half of theirs."""
 
     last: str = ""  # key so far
@@ -259,25 +279,34 @@ def _request(cursor: str, stretch: Stretch, last: Stretch) -> Request:
 
 
 def _hand_out(
-    rows: Sequence[StoredObject], ordered: Sequence[Stretch], position: int, last: str | None, take: Take
+    rows: Sequence[StoredObject],
+    ordered: Sequence[Stretch],
+    position: int,
+    last: str | None,
+    take: Take,
+    counts: Counts,
 ) -> int:
     """
     Give each stretch its rows, and return the position of the first that may have more.
 
     :param last: the page's last key where others follow it, or None.
     """
-    keys, at = [row.key for row in rows], 0
+    keys, done = [row.key for row in rows], 0
     while position < len(ordered):
         stretch = ordered[position]
         if last is not None and last < stretch.prefix:
             break
-        at = bisect_left(keys, stretch.prefix, at)
-        until = bisect_left(keys, stretch.end, at)
-        if until > at:
-            take(stretch.owner, rows[at:until])
+        begin = bisect_left(keys, stretch.prefix, done)
+        end = bisect_left(keys, stretch.end, begin)
+        counts.before[position] += begin - done
+        counts.inside[position] += end - begin
+        if end > begin:
+            take(stretch.owner, rows[begin:end])
+        done = end
         if last is not None and last < stretch.end and not (stretch.exact and last == stretch.prefix):
             break
-        at, position = until, position + 1
+        position += 1
+    counts.before[position] += len(keys) - done
     return position
 
 

@@ -11,17 +11,25 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from enum import Enum
+from itertools import chain
 from typing import Any, NamedTuple
 
 from airflow_provider_healthex.delivery.arrival import Expectation
 from airflow_provider_healthex.delivery.owners import Owners
-from airflow_provider_healthex.delivery.plan import Plan, Steps, Take, together
+from airflow_provider_healthex.delivery.plan import Plan, Steps, Take, alone, together
 from airflow_provider_healthex.delivery.rule import StoredObject
-from airflow_provider_healthex.delivery.sftp_clock import FARTHEST_BEHIND, SftpClock, SftpClockPoke, moment
+from airflow_provider_healthex.delivery.sftp_clock import SftpClock, SftpClockPoke, moment
+from airflow_provider_healthex.delivery.sftp_requests import (
+    Entry,
+    EntryType,
+    ListFolder,
+    NoSuchRoot,
+    Obstacle,
+    Server,
+    Stat,
+)
 from airflow_provider_healthex.delivery.stretches import are_disjoint, stretches
 from airflow_provider_healthex.delivery.template import Kind, Target, literal_prefix
 
@@ -41,57 +49,7 @@ _NO_TYPES = "the server does not report which entries are folders"
 _NO_TIMES = "the server does not report when files were modified"
 
 
-class EntryType(Enum):
-    """The type of a folder's entry."""
-
-    FILE = "file"
-    FOLDER = "folder"
-    OTHER = "other"  # a symbolic link, a device
-    UNKNOWN = "unknown"  # the server doesn't report it
-
-
 _FOLDERS, _FILES = (EntryType.FOLDER, EntryType.UNKNOWN), (EntryType.FILE, EntryType.UNKNOWN)
-
-
-class Entry(NamedTuple):
-    """One entry of a folder."""
-
-    name: str
-    type: EntryType
-    size: int = 0  # bytes
-    modified: int | None = None  # seconds since the epoch by the server's clock; None where it isn't reported
-
-
-@dataclass(frozen=True)
-class Stat:
-    """Requests the `Entry` at a path, None where there is none; ``follow`` a symbolic link to what it leads to."""
-
-    path: str
-    follow: bool = False
-
-
-@dataclass(frozen=True)
-class ListFolder:
-    """Requests the entries of a folder, None where there is none (any more); the empty path is the account's own."""
-
-    path: str  # ends in "/", or is empty
-
-
-@dataclass(frozen=True)
-class Server:
-    """Requests a digest of the server, the account and the folder that paths begin at."""
-
-
-class NoSuchRoot(Exception):
-    """The path's first folder isn't there: the account sees another root than the author, or there is a typo."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder)
-        self.folder = folder
-
-
-class Obstacle(Exception):
-    """Something on the server prevents seeing a patient's files."""
 
 
 class SftpListing:
@@ -209,46 +167,22 @@ class SftpPoke:
         return self._clock.state(index)
 
 
-class SftpSource:
-    """
-    How a feed lists everything under a path on a server: all of it at each poll.
-
-    The server's clock is unknown: a delivery has settled when nothing of it has changed between polls for so long, by
-    ours.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._changes: dict[str, tuple[tuple[int, int], float]] = {}
-        self._is_first = True
-        self._polled_at = 0.0
-        self.now = 0
-
-    def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
-        """Plan one listing."""
-        yield [Server()]
-        self._polled_at, files = self._clock(), list[StoredObject]()
-        obstacles = yield from list_files(
-            [(0, [target])], lambda _, found: files.extend(found), is_first_poke=self._is_first
-        )
-        if obstacles:
-            raise Obstacle(obstacles[0])
-        self._is_first = False
-        whole = [file for file in files if whole_name(file.key) == file.key]
-        self.now = int(self._polled_at) - FARTHEST_BEHIND
-        take(sorted(whole))
-
-    def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
-        """Return for how many seconds each delivery has not changed between polls."""
-        self._changes = {
-            digest: known if (known := self._changes.get(digest)) and known[0] == state else (state, self._polled_at)
-            for digest, state in deliveries.items()
-        }
-        return {digest: self._polled_at - since for digest, (_, since) in self._changes.items()}
-
-
 def _belongs(target: Target, name: str, marker: str | None) -> bool:
     return target.matches(name) or bool(marker and target.holds_marker(name, marker))
+
+
+class _Folder(NamedTuple):
+    """
+    A folder to list.
+
+    :param path: ends in "/", or is empty.
+    :param prefix: what the paths of awaited files begin with.
+    :param is_found: a listing showed it, and not the path.
+    """
+
+    path: str
+    prefix: str
+    is_found: bool = False
 
 
 def list_files(
@@ -277,20 +211,20 @@ def list_files(
     }
     if missing_roots and is_first_poke:
         raise NoSuchRoot(min(missing_roots))
+    missing = {root: Obstacle(f"there is no folder {root} any more") for root in missing_roots}
     obstacles: dict[int, str] = {}
 
-    def walk(index: int, own: Sequence[Target]) -> Steps[None]:
-        files: dict[str, StoredObject] = {}  # once, also where paths overlap
+    def collect(index: int, walk: Generator[Any, Any, list[StoredObject]]) -> Generator[Any, Any, None]:
         try:
-            for target in own:
-                if (root := _root(target)) in missing_roots:
-                    raise Obstacle(f"there is no folder {root} any more")
-                yield from _walk(target, known, files)
-            take(index, list(files.values()))
+            take(index, (yield from walk))
         except Obstacle as obstacle:
             obstacles[index] = str(obstacle)
 
-    yield from together((walk(index, own) for index, own in awaited), WIDTH)
+    if len(awaited) == 1:
+        ((index, own),) = awaited
+        yield from collect(index, _walk_wide(own, known, missing))
+    else:
+        yield from together((collect(index, _walk(own, known, missing)) for index, own in awaited), WIDTH)
     return obstacles
 
 
@@ -319,52 +253,99 @@ def _folders_above(target: Target) -> Iterator[str]:
     return _between(_literal_folder(target), _folder_of(target.prefix))
 
 
-def _walk(target: Target, known: Mapping[Stat, Entry | None], files: dict[str, StoredObject]) -> Steps[None]:
-    """Collect a target's files."""
+def _walk(
+    own: Sequence[Target], known: Mapping[Stat, Entry | None], missing: Mapping[str, Obstacle]
+) -> Steps[list[StoredObject]]:
+    """Return the files of a patient, listing one folder after the other."""
+    files: dict[str, StoredObject] = {}  # once, also where paths overlap
+    folders = yield from _enter(own, known, missing, files)
+    while folders:
+        folders += yield from _list_folder(folders.pop(), files)
+    return list(files.values())
+
+
+def _walk_wide(
+    own: Sequence[Target], known: Mapping[Stat, Entry | None], missing: Mapping[str, Obstacle]
+) -> Plan[list[StoredObject]]:
+    """Return the same, listing folders of one depth side by side."""
+    files: dict[str, StoredObject] = {}
+    folders = yield from alone(_enter(own, known, missing, files))
+    while folders:
+        below = yield from together((_list_folder(folder, files) for folder in folders), WIDTH)
+        folders = list(chain.from_iterable(below))
+    return list(files.values())
+
+
+def _enter(
+    own: Sequence[Target],
+    known: Mapping[Stat, Entry | None],
+    missing: Mapping[str, Obstacle],
+    files: dict[str, StoredObject],
+) -> Steps[list[_Folder]]:
+    """Collect single files; of other targets, return the folder to list."""
+    folders = []
+    for target in own:
+        if (root := _root(target)) and root in missing:
+            raise missing[root]
+        if (yield from _is_reachable(target, known)):
+            if target.kind is Kind.KEY:
+                yield from _collect_file(target, files)
+            else:
+                folders.append(_Folder(_folder_of(target.prefix), target.prefix))
+    return folders
+
+
+def _is_reachable(target: Target, known: Mapping[Stat, Entry | None]) -> Steps[bool]:
+    """Return whether the folders that a path leads through are there."""
     for request in map(Stat, _folders_above(target)):
         entry: Entry | None = known[request] if request in known else (yield request)
         if entry is None:
-            return
+            return False
         _refuse_link(entry)
         if entry.type not in _FOLDERS:
-            return
-    if target.kind is Kind.KEY:
-        entry = yield Stat(target.prefix, follow=target.prefix == target.template)
-        if entry is not None:
-            _refuse_link(entry)
-            if entry.type in _FILES:
-                _add(target.prefix, entry, files)
-        return
-    yield from _descend(_folder_of(target.prefix), target.prefix, files)
+            return False
+    return True
 
 
-def _descend(start: str, prefix: str, files: dict[str, StoredObject]) -> Steps[None]:
-    """Collect the files whose paths begin with a prefix, in a folder and those below it; names end in "/"."""
-    folders = [start]
-    while folders:
-        folder = folders.pop()
-        entries: Iterable[Entry] = (yield ListFolder(folder)) or ()
-        for entry in entries:
-            path = folder + entry.name
-            if not f"{path}/".startswith(prefix[: len(path) + 1]):
-                continue
-            kind, known = yield from _inspect(path, entry)
-            if kind is EntryType.UNKNOWN:
-                raise Obstacle(_NO_TYPES)
-            if kind is EntryType.FOLDER:
-                folders.append(f"{path}/")
-            elif kind is EntryType.FILE and path.startswith(prefix):
-                _add(path, known, files)
+def _collect_file(target: Target, files: dict[str, StoredObject]) -> Steps[None]:
+    entry = yield Stat(target.prefix, follow=target.prefix == target.template)
+    if entry is not None:
+        _refuse_link(entry)
+        if entry.type in _FILES:
+            _add(target.prefix, entry, files)
 
 
-def _inspect(path: str, entry: Entry) -> Steps[tuple[EntryType, Entry]]:
-    """Return what an entry is: some servers follow links where they list a folder, and some leave out what it is."""
-    if entry.type is EntryType.OTHER or (entry.type is EntryType.FILE and entry.modified is not None):
-        return entry.type, entry
+def _list_folder(folder: _Folder, files: dict[str, StoredObject]) -> Steps[list[_Folder]]:
+    """Collect a folder's files, and return the folders in it that may have more."""
+    below: list[_Folder] = []
+    # Some servers follow links where they list a folder.
+    if (
+        folder.is_found
+        and (yield from _inspect(folder.path[:-1], Entry("", EntryType.FOLDER))).type is not EntryType.FOLDER
+    ):
+        return below
+    entries: Iterable[Entry] = (yield ListFolder(folder.path)) or ()
+    for entry in entries:
+        path = folder.path + entry.name
+        if not f"{path}/".startswith(folder.prefix[: len(path) + 1]):
+            continue
+        if entry.type is EntryType.UNKNOWN or (entry.type is EntryType.FILE and entry.modified is None):
+            entry = yield from _inspect(path, entry)
+        if entry.type is EntryType.UNKNOWN:
+            raise Obstacle(_NO_TYPES)
+        if entry.type is EntryType.FOLDER:
+            below.append(_Folder(f"{path}/", folder.prefix, is_found=True))
+        elif entry.type is EntryType.FILE and path.startswith(folder.prefix):
+            _add(path, entry, files)
+    return below
+
+
+def _inspect(path: str, entry: Entry) -> Steps[Entry]:
+    """Request what an entry is, where a listing may not have shown it."""
     known: Entry | None = yield Stat(path)
     if known is None:  # gone
-        return EntryType.OTHER, entry
-    return entry.type if known.type is EntryType.UNKNOWN else known.type, known
+        return entry._replace(type=EntryType.OTHER)
+    return known._replace(type=entry.type) if known.type is EntryType.UNKNOWN else known
 
 
 def _refuse_link(entry: Entry) -> None:

@@ -9,6 +9,16 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 
+from airflow_provider_healthex.delivery.key_match import (
+    STAR_OR_CLASS,
+    KeyMatch,
+    Name,
+    Part,
+    Star,
+    TooManyReadings,
+    glob_parts,
+    literal_parts,
+)
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 
 #: HealthEx's own variables that were seen in its delivery set-up. The list there was cut off: there may be more.
@@ -26,7 +36,6 @@ _TOKEN = re.compile(r"\{([^{}]*)\}|[^{}]+|[{}]")
 _NAMES = "|".join(VARIABLES)
 _FOREIGN = re.compile(rf"\{{\{{-?\s*(?:{_NAMES})\s*-?\}}\}}|[$<:%]\{{?(?:{_NAMES})\b")
 _UNSAFE_VALUE = re.compile(r"[/*?\[\]{}\x00-\x1f\x7f-\x9f]|\.\.|^\.$")
-_GLOB_TOKEN = re.compile(r"(\*+|\[!?\]?[^\]]*\])")  # a star, or a bracket with its end: a star in it is none
 
 
 class Kind(Enum):
@@ -176,7 +185,7 @@ def _has_variable_in_bracket(parts: tuple[str | Variable, ...]) -> bool:
         if isinstance(part, str):
             if opened and "]" in part:
                 return True
-            opened = opened or "[" in _GLOB_TOKEN.sub("", part)
+            opened = opened or "[" in STAR_OR_CLASS.sub("", part)
     return False
 
 
@@ -285,47 +294,65 @@ def parse_key(path: str, key: str, *, wildcard: bool = False) -> dict[str, str] 
     For those who come from S3 notifications; their keys are URL-encoded, so call ``urllib.parse.unquote_plus``
     on them first.
 
+    Takes time in proportion to the key's length, whatever the template.
+
     :param path: the template, as the sensors take it.
     :param key: an object's whole key.
     :param wildcard: read ``*``, ``?`` and ``[…]`` in the path as a glob.
-    :raises HealthExConfigurationError: for a bad template, or one that reads this key in more than one way.
+    :raises HealthExConfigurationError: for a bad template, or one that reads this key in more than one way. Where an
+        id could be shorter or longer, none of them wins. A variable that stands twice in a path with globs, or without
+        a ``/`` between variables, is tried at a limited number of places; beyond that the key counts as such a one.
     """
-    shortest, longest = _regex(path, wildcard, "?"), _regex(path, wildcard, "")
-    first, last = shortest.fullmatch(key), longest.fullmatch(key)
-    if first is None or last is None:
+    plain = _plain_regex(path, wildcard)
+    if plain is not None:
+        match = plain.fullmatch(key)
+        found = match.groupdict() if match else None
+    else:
+        found = _only_reading(path, key, wildcard)
+    return None if found is None or any(_UNSAFE_VALUE.search(value) for value in found.values()) else found
+
+
+@lru_cache(maxsize=256)
+def _plain_regex(path: str, wildcard: bool) -> re.Pattern[str] | None:
+    """
+    Return the regular expression of a path whose variables are separated by ``/``, and that has no glob.
+
+    The next ``/`` ends a variable there, so that keys are read in one way only, and without backtracking.
+    """
+    parts, seen, pieces = _parse(path, wildcard), set[str](), []
+    if first_unclear_separator(path) is not None or (wildcard and _literal(path) != path):
         return None
-    found = first.groupdict()
-    if any(first.span(name) != last.span(name) for name in found):
+    for part in parts:
+        if isinstance(part, str):
+            pieces.append(re.escape(part))
+        else:
+            pieces.append(f"(?P={part.name})" if part.name in seen else f"(?P<{part.name}>[^/]+)")
+            seen.add(part.name)
+    return re.compile("".join(pieces) + (".*" if path.endswith("/") else ""), re.DOTALL)
+
+
+def _only_reading(path: str, key: str, wildcard: bool) -> dict[str, str] | None:
+    match = KeyMatch(_key_parts(path, wildcard), key)
+    try:
+        first, last = match.spans(longest=False), match.spans(longest=True)
+    except TooManyReadings:
+        first, last = {}, None
+    if first is None:
+        return None
+    if first != last:
         raise HealthExConfigurationError(
             f"The delivery path {path!r} reads a key in more than one way: separate its variables by '/', and put no "
             "'*' where an id could stand as well."
         )
-    return None if any(_UNSAFE_VALUE.search(value) for value in found.values()) else found
+    return {name: key[begin:end] for name, (begin, end) in first.items()}
 
 
 @lru_cache(maxsize=256)
-def _regex(path: str, wildcard: bool, lazy: str) -> re.Pattern[str]:
-    """Compile a path; ``lazy`` is ``?`` for variables and stars as short as can be, empty for as long as can be."""
-    seen: set[str] = set()
-    pieces = []
+def _key_parts(path: str, wildcard: bool) -> tuple[Part, ...]:
+    parts: list[Part] = []
     for part in _parse(path, wildcard):
-        if isinstance(part, str):
-            pieces.append(_glob_regex(part, lazy) if wildcard else re.escape(part))
-        elif part.name in seen:
-            pieces.append(f"(?P={part.name})")
+        if isinstance(part, Variable):
+            parts.append(Name(part.name))
         else:
-            seen.add(part.name)
-            pieces.append(f"(?P<{part.name}>[^/]+{lazy})")
-    return re.compile("".join(pieces) + (".*" if path.endswith("/") else ""), re.DOTALL)
-
-
-def _glob_regex(text: str, lazy: str) -> str:
-    """Translate as ``fnmatch`` does, but for the stars, which it takes as short or as long as suits itself."""
-    return "".join(
-        f".*{lazy}" if token.startswith("*") else _without_end(fnmatch.translate(token))
-        for token in _GLOB_TOKEN.split(text)
-    )
-
-
-def _without_end(regex: str) -> str:
-    return re.sub(r"^\(\?s:(.*)\)\\[zZ]$", r"\1", regex, flags=re.DOTALL)
+            parts += glob_parts(part) if wildcard else literal_parts(part)
+    return (*parts, Star()) if path.endswith("/") else tuple(parts)

@@ -26,7 +26,10 @@ from airflow_provider_healthex.operators.base import (
     optional_flag,
 )
 from airflow_provider_healthex.operators.cohort import HealthExUpdateCohortOperator
-from airflow_provider_healthex.operators.consents import HealthExListConsentedPatientsOperator
+from airflow_provider_healthex.operators.consents import (
+    HealthExListConsentedPatientsOperator,
+    HealthExListStalePatientsOperator,
+)
 from airflow_provider_healthex.operators.journal import IF_JUST_CLEARED, Journal
 from airflow_provider_healthex.operators.outcomes import AMBIGUOUS, FAILED, PatientOutcome
 from airflow_provider_healthex.operators.waiting import check_wait, leave_time, wait
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HealthExListConsentedPatientsOperator",
+    "HealthExListStalePatientsOperator",
     "HealthExUpdateCohortOperator",
     "HealthExUpdatePatientOperator",
 ]

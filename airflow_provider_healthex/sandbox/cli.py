@@ -10,7 +10,7 @@ import threading
 from typing import Any
 
 from airflow_provider_healthex.sandbox import patients
-from airflow_provider_healthex.sandbox.deliveries import DEFAULT_PATH
+from airflow_provider_healthex.sandbox.layouts import LAYOUTS
 
 #: Modules of the extra ``sandbox``, and what delivery by SFTP needs besides.
 EXTRA = ("aiosmtpd", "cryptography", "flask", "flask_cors", "moto", "public", "py_partiql_parser", "werkzeug", "yaml")
@@ -51,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--sftp-port", type=int, help=f"of SFTP ({SFTP_PORT}; 0: a free one)")
     add("--smtp-port", type=int, default=2525, help="of the mailbox (%(default)s; 0: a free one)")
     add("--delay", type=_seconds, default=3.0, metavar="S", help="from a request to its delivery (%(default)g)")
-    add("--path", default=DEFAULT_PATH, help="where deliveries go (%(default)s); also {orgId} and {externalId}")
+    add("--path", help="where deliveries go (the layout's); also {orgId} and {externalId}")
+    layouts = "; ".join(f"{name}: {each.summary}" for name, each in LAYOUTS.items())
+    add("--layout", choices=tuple(LAYOUTS), default="overwritten", metavar="NAME",
+        help=f"how deliveries are laid out (%(default)s). {layouts}")  # fmt: skip
     add("--bucket", help="of S3, where deliveries go (healthex-deliveries)")
     add("--patients", dest="cohort", type=_count, default=0, metavar="N",
         help="so many more patients, patient-00001 and on, with outcomes drawn from the seed")  # fmt: skip

@@ -106,6 +106,7 @@ def _further_steps(dag: str, log: Path, delivery: str) -> str:
         f"In Airflow's UI:     make airflow{' DELIVERY=sftp' if by_sftp else ''}\n"
         "Other outcomes:      .venv/bin/healthex-sandbox patients, then\n"
         f"                     .venv/bin/healthex-sandbox demo{by_sftp} --patient {patients.CONSENT_EXPIRED}\n"
+        "Your own account:    .venv/bin/healthex-check --bucket YOUR-BUCKET   (docs/check.md; bills nothing)\n"
         "Your own Airflow:    README.md"
     )
 

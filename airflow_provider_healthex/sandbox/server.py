@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from airflow_provider_healthex.sandbox import cohort as cohorts
 from airflow_provider_healthex.sandbox import patients
 from airflow_provider_healthex.sandbox.api import create_app
-from airflow_provider_healthex.sandbox.deliveries import DEFAULT_PATH, Deliveries, DeliveryPath, Scheduler, StoredFile
+from airflow_provider_healthex.sandbox.deliveries import Deliveries, DeliveryPath, Scheduler, StoredFile
 from airflow_provider_healthex.sandbox.faults import Faults
+from airflow_provider_healthex.sandbox.layouts import LAYOUTS
 from airflow_provider_healthex.sandbox.loop import LoopThread
 from airflow_provider_healthex.sandbox.mail import Mail, Mailbox
 from airflow_provider_healthex.sandbox.patients import Scenario
@@ -45,7 +46,8 @@ class Sandbox:
     :param smtp_port: of the mailbox, an SMTP server that delivers nothing; 0 for a free one.
     :param delay: seconds from a request to its delivery.
     :param path: where deliveries go, with ``{orgId}``, ``{projectId}``, ``{healthexPatientId}``,
-        ``{externalId}``; a folder ends in ``/``.
+        ``{externalId}``; a folder ends in ``/``. By default the layout's.
+    :param layout: how deliveries are laid out, one of :data:`~.layouts.LAYOUTS`.
     :param bucket: by default one that no other sandbox of this process uses.
     :param sftp_server: another SFTP server to deliver to (:class:`~.sftp.SftpServer`), in place of the sandbox's own.
     :param cohort: how many patients there are besides the named ones: ``patient-00001`` and on, with the
@@ -77,7 +79,8 @@ class Sandbox:
         sftp_port: int = 0,
         smtp_port: int = 0,
         delay: float = 3.0,
-        path: str = DEFAULT_PATH,
+        path: str | None = None,
+        layout: str = "overwritten",
         bucket: str | None = None,
         sftp_server: SftpServer | None = None,
         cohort: int = 0,
@@ -95,11 +98,16 @@ class Sandbox:
         else:
             raise ValueError(f"delivery must be 's3' or 'sftp' (got {delivery!r})")
         self.delivery = delivery
-        self.path = path
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)} (got {layout!r})")
+        self._layout = LAYOUTS[layout]
+        self.path = self._layout.path if path is None else path
         self.faults = Faults()
         #: A new one for each sandbox, as other users of the machine reach the API.
         self.api_secret = secrets.token_urlsafe(24)
-        self._delivery_path = DeliveryPath(path, self.org_id, self.project_id)
+        self._delivery_path = DeliveryPath(
+            self.path, self.org_id, self.project_id, begins_names=not self._layout.path.endswith("/")
+        )
         self._port, self._s3_port, self._sftp_port, self._smtp_port = port, s3_port, sftp_port, smtp_port
         self._bucket, self._sftp_server = bucket, sftp_server
         self._delay, self._spread, self._seed = delay, spread, seed
@@ -133,7 +141,7 @@ class Sandbox:
             self._destination.prepare()
             self._deliveries = Deliveries(
                 Scheduler(loop), self._destination, self._delivery_path, self._state,
-                delay=self._delay, spread=self._spread, seed=self._seed,
+                delay=self._delay, spread=self._spread, seed=self._seed, layout=self._layout,
             )  # fmt: skip
             self._deliveries.put_earlier()
             self._mailbox = Mailbox(loop, self._smtp_port, self.faults)

@@ -174,8 +174,9 @@ class HealthExCohortArrivalSensor(ArrivalSensor, S3KeySensor):
     need to act first, or whose update failed, are not awaited. A patient who has arrived is not listed again.
 
     A poke takes about as many requests as the lesser of: the pages (1,000 objects) under the part of the path that all
-    share, and the missing patients. With a glob before the patient it takes those pages. It needs a general purpose
-    bucket: directory buckets (S3 Express) list in no order.
+    share, and the missing patients. With a glob before the patient it takes those pages. The first poke makes one
+    request after the other; later ones make up to 8 at once, or ``max_pool_connections`` of ``botocore_config`` where
+    that is less. It needs a general purpose bucket: directory buckets (S3 Express) list in no order.
 
     Deferred, the trigger's row holds every patient's id and seconds: up to 10,000 patients, and 500 with a MySQL
     metadata database. A worker of Airflow 3 can't know the database: it warns above 500 there.

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
+import botocore.session
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.common.compat.sdk import AirflowException
 from asgiref.sync import sync_to_async
@@ -35,6 +36,7 @@ from airflow_provider_healthex.storage.aws_errors import (
     operation_of,
     service_of,
 )
+from airflow_provider_healthex.storage.s3_rows import read_rows_fast, read_rows_in_thread
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
@@ -246,15 +248,16 @@ class Bucket(_Bucket):
         doing = Doing.OPENING
         try:
             client = self._client = self._client or self._open()
-            doing = Doing.DECIDING
-            batch = next(plan)
+            answers: Any = None
             while True:
-                doing = Doing.LISTING
-                count_lists(len(batch))
-                calls = [partial(client.list_objects_v2, Bucket=self.name, **request) for request in batch]
-                answers = _within(REQUEST_LIMIT, *calls)
-                self.listed, doing = True, Doing.DECIDING
+                doing = Doing.DECIDING
                 batch = plan.send(answers)
+                doing, answers = Doing.LISTING, []
+                count_lists(len(batch))
+                for some in _parts(batch, client):
+                    calls = [partial(client.list_objects_v2, Bucket=self.name, **request) for request in some]
+                    answers += _within(REQUEST_LIMIT, *calls)
+                self.listed = True
         except StopIteration as end:
             self.listed = True
             return cast("T", end.value)
@@ -284,7 +287,7 @@ class Bucket(_Bucket):
         )
 
     def _open(self) -> Any:
-        return self.access.open_hook().get_conn()
+        return read_rows_fast(self.access.open_hook().get_conn())
 
 
 class AsyncBucket(_Bucket):
@@ -306,18 +309,20 @@ class AsyncBucket(_Bucket):
         doing = Doing.OPENING
         try:
             client = self._client = self._client or await _within_async(REQUEST_LIMIT, self._open())
-            doing = Doing.DECIDING
-            batch = next(plan)
+            answers: Any = None
             while True:
-                doing = Doing.LISTING
+                doing = Doing.DECIDING
+                # Thousands of rows take a moment, which the event loop must not spend.
+                batch, ending = await asyncio.to_thread(_advance, plan, answers)
+                if ending is not None:
+                    self.listed = True
+                    return cast("T", ending.value)
+                doing, answers = Doing.LISTING, []
                 count_lists(len(batch))
-                calls = [client.list_objects_v2(Bucket=self.name, **request) for request in batch]
-                answers = await _within_async(REQUEST_LIMIT, _together(calls))
-                self.listed, doing = True, Doing.DECIDING
-                batch = plan.send(answers)
-        except StopIteration as end:
-            self.listed = True
-            return cast("T", end.value)
+                for some in _parts(batch, client):
+                    calls = [client.list_objects_v2(Bucket=self.name, **request) for request in some]
+                    answers += await _within_async(REQUEST_LIMIT, _together(calls))
+                self.listed = True
         except Exception as error:
             trouble = error
         await self.__aexit__()
@@ -326,7 +331,32 @@ class AsyncBucket(_Bucket):
     async def _open(self) -> Any:
         # Reading a connection blocks, and must not happen on the triggerer's event loop.
         hook = await sync_to_async(self.access.open_hook)()
-        return await (await hook.get_async_conn()).__aenter__()
+        own_session = hook.get_session
+        hook.get_session = lambda *args, **kwargs: _with_data(own_session(*args, **kwargs))  # type: ignore[method-assign]
+        return read_rows_in_thread(await (await hook.get_async_conn()).__aenter__())
+
+
+def _with_data(session: Any) -> Any:
+    """Load a session's data files here, in a thread: aiobotocore would in 0.2 s on the event loop."""
+    other = botocore.session.Session()
+    other.register_component("data_loader", session.get_component("data_loader"))
+    with suppress(Exception):  # its own client meets the same, and says so
+        other.create_client("s3", "us-east-1", aws_access_key_id="-", aws_secret_access_key="-")
+    return session
+
+
+def _advance(plan: Plan[Any], answers: Any) -> tuple[Sequence[Any], StopIteration | None]:
+    """Advance a plan in a thread, which a StopIteration can't leave."""
+    try:
+        return plan.send(answers), None
+    except StopIteration as end:
+        return (), end
+
+
+def _parts(batch: Sequence[Any], client: Any) -> list[Sequence[Any]]:
+    """Split a batch into what a client has connections for."""
+    size: int = client.meta.config.max_pool_connections
+    return [batch[first : first + size] for first in range(0, len(batch), size)]
 
 
 def _within(seconds: float, *calls: Callable[[], T]) -> list[T]:

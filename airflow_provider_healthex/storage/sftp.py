@@ -15,15 +15,14 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoun
 from airflow_provider_healthex.delivery.hints import sftp_hint
 from airflow_provider_healthex.delivery.plan import Pause, Plan, Steps, Waiting
 from airflow_provider_healthex.delivery.sftp_clock import digest
-from airflow_provider_healthex.delivery.sftp_listing import (
-    CONFIRMATION,
+from airflow_provider_healthex.delivery.sftp_listing import CONFIRMATION, SftpListing
+from airflow_provider_healthex.delivery.sftp_requests import (
     Entry,
     EntryType,
     ListFolder,
     NoSuchRoot,
     Obstacle,
     Server,
-    SftpListing,
     Stat,
 )
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError, HealthExError

@@ -32,9 +32,11 @@ class DeliveryTrigger(BaseEventTrigger):
     Fires for deliveries that have settled, for an ``AssetWatcher``; on Airflow 3.
 
     At most one event a poll, ``{"deliveries": [{"project_id", "patient_id", "external_id", "object_count",
-    "last_modified"}…]}``: of the ids those the path has, and at most 1,000 deliveries, the rest in the next event. Each
-    poll lists everything under the path's part before its first variable: give an expiring or dated prefix where there
-    are millions.
+    "last_modified"}…]}``: of the ids those the path has, and at most 1,000 deliveries, the rest in the next event.
+
+    Each poll lists everything under the path's part before its first variable, several requests at a time: for a
+    million objects in S3 1,000 requests, $0.005 at list price. Let old deliveries expire, or use S3's notifications
+    and ``SqsSensorTrigger``, where there are millions.
 
     The announced deliveries are kept in the asset's state store on Airflow 3.3 and newer: a restarted triggerer goes
     on there. It is stored a moment after the event, so that a triggerer killed in between repeats an event rather than

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from airflow_provider_healthex.delivery.s3_listing import S3Source
+from airflow_provider_healthex.delivery.sources import S3Source
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.storage.s3 import TRIGGERER, AsyncBucket, AwsAccess, check_bucket_name
 from airflow_provider_healthex.triggers.base import ArrivalTrigger

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from airflow_provider_healthex.delivery.feed import Announced, Source
-from airflow_provider_healthex.delivery.sftp_listing import CONFIRMATION, SftpSource
+from airflow_provider_healthex.delivery.sftp_listing import CONFIRMATION
+from airflow_provider_healthex.delivery.sources import SftpSource
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.storage.sftp import TRIGGERER, AsyncSftpServer
 from airflow_provider_healthex.triggers.base import ArrivalTrigger

@@ -1,4 +1,8 @@
-"""A refresh of many patients twice: as one would write it without us, and with the cohort's operator and sensor."""
+"""
+A refresh of many patients: as one would write it without us, and with the cohort's operator and sensor.
+
+Besides, two tasks of Airflow's own that do nothing, of which the second defers once: what Airflow itself costs.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,15 @@ from typing import Any
 import requests
 from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor
 from airflow.providers.common.compat.sdk import DAG, BaseHook, task
+from airflow.providers.standard.sensors.filesystem import FileSensor
 
 from airflow_provider_healthex.operators.healthex import HealthExUpdateCohortOperator
 from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor
 
-PATIENTS: list[str] = json.loads(os.environ.get("BENCH_PATIENT_IDS", '["patient-00001"]'))
-MAPPED: list[str] = json.loads(os.environ.get("BENCH_MAPPED_IDS", '["patient-00002"]'))
+#: The patients of each number: of the mapped variant and of ours.
+MAPPED: dict[str, list[str]] = json.loads(os.environ.get("BENCH_MAPPED", '{"1": ["patient-00002"]}'))
+COHORTS: dict[str, list[str]] = json.loads(os.environ.get("BENCH_COHORTS", '{"1": ["patient-00001"]}'))
+FOLDER = os.environ.get("BENCH_FOLDER", "/nowhere")
 BUCKET = os.environ.get("BENCH_BUCKET", "healthex-deliveries")
 PROJECT = "project-demo"
 WAIT: dict[str, Any] = {"deferrable": True, "poke_interval": 5, "timeout": 3600}
@@ -54,25 +61,36 @@ def _moment(value: datetime | str) -> datetime:
     return value if isinstance(value, datetime) else datetime.fromisoformat(value)
 
 
-with DAG("bench_mapped", schedule=None):
-    asked = ask.expand(patient_id=MAPPED)
-    arrival = S3KeySensor.partial(
-        task_id="arrival",
-        bucket_name=BUCKET,
-        wildcard_match=True,
-        check_fn=is_fresh,
-        metadata_keys=["LastModified"],
-        **WAIT,
-    ).expand(bucket_key=[f"d/{PROJECT}/{patient_id}/*" for patient_id in MAPPED])
-    asked >> arrival
+@task
+def nothing() -> None:
+    """Do nothing, in a worker."""
 
-with DAG("bench_cohort", schedule=None):
-    refresh = HealthExUpdateCohortOperator(task_id="refresh", patient_ids=PATIENTS, max_concurrency=16)
-    HealthExCohortArrivalSensor(
-        task_id="arrival",
-        update=refresh.output,
-        bucket_name=BUCKET,
-        bucket_key="d/{projectId}/{healthexPatientId}/",
-        quiet_period=0,
-        **WAIT,
-    )
+
+for count, patients in MAPPED.items():
+    with DAG(f"bench_mapped_{count}", schedule=None):
+        asked = ask.expand(patient_id=patients)
+        arrival = S3KeySensor.partial(
+            task_id="arrival",
+            bucket_name=BUCKET,
+            wildcard_match=True,
+            check_fn=is_fresh,
+            metadata_keys=["LastModified"],
+            **WAIT,
+        ).expand(bucket_key=[f"d/{PROJECT}/{patient_id}/*" for patient_id in patients])
+        asked >> arrival
+
+for count, patients in COHORTS.items():
+    with DAG(f"bench_cohort_{count}", schedule=None):
+        refresh = HealthExUpdateCohortOperator(task_id="refresh", patient_ids=patients, max_concurrency=16)
+        HealthExCohortArrivalSensor(
+            task_id="arrival",
+            update=refresh.output,
+            bucket_name=BUCKET,
+            bucket_key="d/{projectId}/{healthexPatientId}/",
+            quiet_period=0,
+            **WAIT,
+        )
+
+for what in ("warm_up", "floor"):
+    with DAG(f"bench_{what}", schedule=None):
+        nothing() >> FileSensor(task_id="arrival", filepath=f"{FOLDER}/{what}", **WAIT)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timezone
+from xml.etree import ElementTree
 
 import pytest
 from airflow import __version__ as airflow_version
@@ -9,8 +10,10 @@ from airflow import __version__ as airflow_version
 from airflow_provider_healthex.sandbox import Sandbox
 from airflow_provider_healthex.sandbox.s3 import s3_client
 from benchmarks import __main__ as command
-from benchmarks import deciding, imports, updating, waiting
+from benchmarks import deciding, feed, imports, refresh, sftp, updating, waiting
+from benchmarks.airflow import Refresh
 from benchmarks.bucket import CREDENTIALS, NAME, ListedBucket
+from benchmarks.memory import Peaks
 from benchmarks.refresh import accepted
 from benchmarks.report import Report, as_markdown, as_text, machine, page
 from testing import Unavailable
@@ -61,6 +64,7 @@ def test_the_listed_bucket_counts_and_forgets_no_change(bucket):
     rows = client.list_objects_v2(Bucket=NAME, MaxKeys=2)["Contents"]
     assert [row["LastModified"].year for row in rows] == [2027, 2026]
     assert bucket.requests == before + 1
+    assert bucket.rows >= 2
 
 
 @pytest.mark.skipif(not HAS_STATE_STORE, reason="it compares with a state store, which Airflow has since 3.3")
@@ -70,14 +74,42 @@ def test_updating_runs():
     assert any(row[0].startswith("operator, durable") for row in report.rows)
 
 
-def test_waiting_runs_and_keeps_to_the_bound():
-    report = waiting.run(patients=20, objects=4000, missing=(20, 5, 1))
-    assert report.met
-    assert [row[1] for row in report.rows[::2]] == ["20", "5", "1"]
+def test_waiting_runs_and_draws_a_chart():
+    report = waiting.run(patients=20, missing=(20, 5, 1), buckets=((30, 0.0), (30, 0.001)))
+    assert [row[1] for row in report.rows] == 2 * ["", "20", "5", "1"]
+    assert all(int(row[3]) <= int(row[1] or 20) for row in report.rows), "more LISTs than key sensors"
+    drawn = ElementTree.fromstring(report.chart)
+    assert len(drawn.findall(".//{*}polyline")) == 2 * 3
+    assert len(drawn.findall(".//{*}circle")) == 2 * 3 * 3
 
 
 def test_deciding_runs():
     report = deciding.run(objects=3000, rounds=1)
+    assert len(report.rows) == 5
+
+
+def test_feed_runs_and_every_poll_finds_the_deliveries():
+    report = feed.run([(9_000, 0.0), (300, 0.01)])
+    assert [row[1] for row in report.rows] == ["9", "9", "9", "1", "1", "1"]
+
+
+@pytest.mark.skipif(sftp.SSHD is None, reason="it needs OpenSSH's server")
+def test_sftp_runs_over_one_connection(monkeypatch):
+    monkeypatch.setattr(sftp, "SAMPLE", 1)
+    report = sftp.run(patients=4)
+    assert [row[:2] for row in report.rows] == [("SFTPSensor", "44"), ("SFTPHook", "4"), ("ours", "1")]
+
+
+def test_refresh_reports_ours_over_the_floor_and_over_the_mapped_variant():
+    def took(seconds: float) -> Refresh:
+        return Refresh(2, seconds, 0, Peaks())
+
+    report = refresh._report((200, 1000), took(5), (took(11), took(20)), (took(330), took(1000)))
+    assert report.ratio == (
+        "200 patients: 1/30 of the mapped variant's overhead, 1.1 x Airflow's own; "
+        "1,000 patients: 1/50 of the mapped variant's overhead, 2.0 x Airflow's own"
+    )
+    assert report.met
     assert len(report.rows) == 5
 
 

@@ -11,8 +11,8 @@ from helpers.stores import MemoryS3, MemorySftp
 
 from airflow_provider_healthex.delivery import feed as module
 from airflow_provider_healthex.delivery.feed import Announced, Feed, seconds
-from airflow_provider_healthex.delivery.s3_listing import S3Source
-from airflow_provider_healthex.delivery.sftp_listing import Entry, EntryType, ListFolder, Server, SftpSource
+from airflow_provider_healthex.delivery.sftp_requests import Entry, EntryType, ListFolder, Server
+from airflow_provider_healthex.delivery.sources import S3Source, SftpSource
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 
 START = datetime(2026, 11, 22, 17, 40, 5, tzinfo=timezone.utc)

@@ -10,7 +10,7 @@ from helpers.stores import MemoryS3, run
 from airflow_provider_healthex.delivery import expand
 from airflow_provider_healthex.delivery.hints import s3_hint, sftp_hint
 from airflow_provider_healthex.delivery.plan import alone
-from airflow_provider_healthex.delivery.sftp_listing import Entry, EntryType, ListFolder
+from airflow_provider_healthex.delivery.sftp_requests import Entry, EntryType, ListFolder
 
 NOW = datetime(2026, 11, 22, 17, 41, 5, tzinfo=timezone.utc)
 VALUES = {"healthexPatientId": "patient-1", "projectId": "p"}

@@ -9,19 +9,8 @@ import pytest
 from helpers.stores import MemorySftp, Poked
 
 from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient, Pause
-from airflow_provider_healthex.delivery.sftp_listing import (
-    CONFIRMATION,
-    WIDTH,
-    Entry,
-    EntryType,
-    ListFolder,
-    NoSuchRoot,
-    Obstacle,
-    Server,
-    SftpSource,
-    Stat,
-)
-from airflow_provider_healthex.delivery.template import expand
+from airflow_provider_healthex.delivery.sftp_listing import CONFIRMATION, WIDTH
+from airflow_provider_healthex.delivery.sftp_requests import Entry, EntryType, ListFolder, NoSuchRoot, Server, Stat
 
 REQUESTED = datetime(2026, 11, 22, 12, 0, 0, tzinfo=timezone.utc)
 AT = int(REQUESTED.timestamp())
@@ -461,43 +450,3 @@ class TestACohort:
         )
         wait = wait_on(files, "d/*/{healthexPatientId}-*.json", wildcard=True, patients=("a", "b"))
         assert "; 2 patients can't be seen: the server does not report when" in files.poke(wait).reason
-
-
-class TestSource:
-    """How a feed lists a server."""
-
-    target = expand("d/", {})
-
-    def test_it_lists_whole_files_in_order(self):
-        files, found = server(), []
-        for name in ("p/b/1", "p/a/2", "p/a/1", "p/a/3.part"):
-            files.write(f"d/{name}")
-        files.run(SftpSource(lambda: files.now).list(self.target, found.extend))
-        assert [each.key for each in found] == ["d/p/a/1", "d/p/a/2", "d/p/b/1"]
-
-    def test_an_obstacle_ends_the_poll(self):
-        files = server()
-        files.write("d/p/a/1")
-        answer_with(
-            files,
-            lambda request, found: (
-                [each._replace(type=EntryType.UNKNOWN) for each in found]
-                if isinstance(request, ListFolder)
-                else found and found._replace(type=EntryType.UNKNOWN)
-                if isinstance(request, Stat)
-                else found
-            ),
-        )
-        with pytest.raises(Obstacle, match="does not report which entries are folders"):
-            files.run(SftpSource(lambda: files.now).list(self.target, lambda rows: None))
-
-    def test_a_first_folder_that_is_not_there_is_a_mistake_at_first_and_an_obstacle_later(self):
-        files, target = server(folders=()), expand("d/p/", {})
-        source = SftpSource(lambda: files.now)
-        with pytest.raises(NoSuchRoot):
-            files.run(source.list(target, lambda rows: None))
-        files.write("d/p/a/1")
-        files.run(source.list(target, lambda rows: None))
-        files.files.clear()
-        with pytest.raises(Obstacle, match="no folder d/ any more"):
-            files.run(source.list(target, lambda rows: None))

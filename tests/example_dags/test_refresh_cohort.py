@@ -85,9 +85,10 @@ def test_an_unknown_patient_and_one_who_needs_to_act_leave_the_others_of_their_c
 
 
 def test_the_accepted_patients_of_a_chunk_that_failed_are_processed_and_the_run_fails(load, sandbox):
-    # Chunks: two in progress and one who needs to act; one in progress and two failures, too many; none accepted.
-    failing = (patients.PROJECT_PAUSED, patients.UNKNOWN)
-    set_consented(sandbox, patients.CONSENT_EXPIRED, *READABLE, *failing, patients.UNLOCKED_OR_NO_TARGETED_LIST)
+    # Chunks, those without an earlier delivery last: two in progress and one who needs to act; one in progress and two
+    # failures, too many; none accepted.
+    failing = (patients.PROJECT_PAUSED, patients.UNKNOWN, f"{patients.UNKNOWN}-too")
+    set_consented(sandbox, patients.CONSENT_EXPIRED, *READABLE, *failing)
     run = run_dag(load(sandbox, chunk=3), sandbox)
     assert task_states(run, "healthex_refresh.chunk.refresh") == ["success", "failed", "failed"]
     assert task_states(run, "healthex_refresh.chunk.arrival") == ["success", "success", "success"]
@@ -122,6 +123,17 @@ def test_without_consented_patients_nothing_is_requested_and_nothing_fails(load,
     assert set(task_states(run, "healthex_refresh.chunk.arrival")) == {"skipped"}
     assert xcom(run, "report") == {"arrived": 0, "missing": 0}
     assert run.state == "success"
+
+
+def test_a_second_run_right_after_the_first_delivers_requests_nobody(load, sandbox):
+    dag = load(sandbox, chunk=5)
+    set_consented(sandbox, *READABLE)
+    assert run_dag(dag, sandbox).state == "success"
+    set_consented(sandbox, *READABLE)
+    second = run_dag(dag, sandbox)
+    assert xcom(second, "patients") == []
+    assert second.state == "success"
+    assert sandbox.asked_by_patient() == dict.fromkeys(READABLE, 1)
 
 
 def test_if_patients_cannot_be_listed_nothing_is_requested_and_the_run_fails(load, sandbox):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from email.utils import format_datetime
+from itertools import takewhile
 from typing import Any
 
 from airflow_provider_healthex.delivery import Arrival, ArrivalWait, Pause, StoredObject, Waiting
-from airflow_provider_healthex.delivery.sftp_listing import Entry, EntryType, ListFolder, Server, SftpListing, Stat
+from airflow_provider_healthex.delivery.sftp_listing import SftpListing
+from airflow_provider_healthex.delivery.sftp_requests import Entry, EntryType, ListFolder, Server, Stat
 
 #: Rows of a full page of S3.
 PAGE = 1_000
@@ -105,16 +107,10 @@ class MemoryS3:
         after = request.get("ContinuationToken") or request.get("StartAfter", "")
         size = min(self.page, request.get("MaxKeys", self.page))
         # By bytes, as S3 does: the tests don't take Python's order of strings for granted.
-        keys = self._sorted()
-        start = bisect_right(keys, after.encode("utf-8"), key=lambda key: key.encode("utf-8"))
-        found = []
-        for key in keys[start:]:
-            if key.startswith(prefix):
-                found.append(key)
-                if len(found) > size:
-                    break
-            elif key.encode() > prefix.encode():
-                break
+        keys, least = self._sorted(), prefix.encode("utf-8")
+        start = bisect_left(keys, least, key=str.encode)
+        start = max(start, bisect_right(keys, after.encode("utf-8"), key=str.encode)) if after else start
+        found = list(takewhile(lambda key: key.startswith(prefix), keys[start : start + size + 1]))
         shown, more = found[:size], len(found) > size
         rows = [self._row(key) for key in shown]
         date = format_datetime(self.now.astimezone(timezone.utc), usegmt=True)

@@ -530,6 +530,14 @@ class TestSeveralRequestsAtOnce:
         watched = opened(access=replace(ACCESS, botocore_config={**ACCESS.botocore_config, "read_timeout": 60}))
         assert "within 0.7 s" in watched.poke(self.paths).reason
 
+    @pytest.mark.parametrize(("connections", "requests"), [(1, 1), (10, 2)])
+    def test_no_more_are_made_than_the_client_has_connections(self, opened, faulty, monkeypatch, connections, requests):
+        monkeypatch.setattr(module, "REQUEST_LIMIT", 1.5)
+        faulty.script(s3.SILENCE, s3.SILENCE)
+        config = {**ACCESS.botocore_config, "read_timeout": 60, "max_pool_connections": connections}
+        assert "within 1.5 s" in opened(access=replace(ACCESS, botocore_config=config)).poke(self.paths).reason
+        assert len(faulty.requests) == requests
+
     @pytest.mark.parametrize("answers", [[s3.SLOW_DOWN, s3.SILENCE], [s3.SILENCE, s3.SILENCE]], ids=["error", "limit"])
     def test_nothing_is_left_open(self, faulty, nothing_left_open, monkeypatch, answers):
         monkeypatch.setattr(module, "REQUEST_LIMIT", 0.7)

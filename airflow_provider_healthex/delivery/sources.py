@@ -1,0 +1,126 @@
+"""
+How a feed lists everything under a path, poll after poll.
+
+Neither S3 nor SFTP can list what has changed since a moment, and any key may be written again: nothing under the path's
+literal start can be skipped. So everything is listed, and several requests are in flight.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+
+from airflow_provider_healthex.delivery.plan import Plan, Steps, together
+from airflow_provider_healthex.delivery.rule import StoredObject
+from airflow_provider_healthex.delivery.s3_listing import Pages, Request, server_time
+from airflow_provider_healthex.delivery.s3_ranges import WIDTH
+from airflow_provider_healthex.delivery.sftp_clock import FARTHEST_BEHIND
+from airflow_provider_healthex.delivery.sftp_listing import list_files, whole_name
+from airflow_provider_healthex.delivery.sftp_requests import Obstacle, Server
+from airflow_provider_healthex.delivery.template import Target
+from airflow_provider_healthex.moments import utc_now
+
+#: Ranges of keys that a poll lists at most, and the pages that a range has at least: its last page may be a short one,
+#: so that a poll makes a quarter more requests at the most.
+MAX_RANGES, MIN_PAGES = 4 * WIDTH, 4
+
+
+@dataclass
+class _Range:
+    """
+    The keys behind one and up to another, and what listing them has shown.
+
+    :param after: the key they follow; empty for the first range.
+    :param until: the last key that may be one of them; None for the last range.
+    """
+
+    after: str
+    until: str | None
+    now: datetime | None = None
+    page_ends: list[str] = field(default_factory=list)
+
+    def scan(self, prefix: str, take: Callable[[Sequence[StoredObject]], None]) -> Steps[None]:
+        """List the range's keys under a prefix; raises what `s3_listing.scan` does."""
+        pages = Pages(self.after)
+        request: Request | None = {"Prefix": prefix, **({"StartAfter": self.after} if self.after else {})}
+        while request is not None:
+            page = yield request
+            self.now = self.now or server_time(page)
+            rows = pages.rows(request, page)
+            is_last = self.until is not None and pages.last >= self.until
+            if is_last:
+                rows = rows[: bisect_right(rows, self.until, key=lambda row: row.key)]
+            if rows:
+                self.page_ends.append(rows[-1].key)
+                take(rows)
+            request = None if is_last else pages.next_request(request, page)
+
+
+class S3Source:
+    """
+    How a feed lists a bucket: all of it at each poll, by S3's clock.
+
+    The first poll lists page after page. The following ones list ranges of keys side by side, which begin where pages
+    of the poll before ended. Whatever is written meanwhile, each key lies in one range; only their lengths differ then.
+    """
+
+    def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
+        self._clock = clock
+        self._boundaries: list[str] = []
+        self.now = 0
+
+    def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
+        """Plan one listing."""
+        ranges = [_Range(after or "", until) for after, until in pairwise(["", *self._boundaries, None])]
+        yield from together((each.scan(target.prefix, take) for each in ranges), WIDTH)
+        ends = [end for each in ranges for end in each.page_ends]
+        count = min(MAX_RANGES, len(ends) // MIN_PAGES)
+        self._boundaries = [ends[number * len(ends) // count - 1] for number in range(1, count)]
+        now = min((each.now for each in ranges if each.now), default=None)
+        self.now = int((now or self._clock()).timestamp())
+
+    def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
+        """Return the age of each delivery's newest object, in seconds."""
+        return {digest: self.now - newest for digest, (newest, _) in deliveries.items()}
+
+
+class SftpSource:
+    """
+    How a feed lists a server: all of it at each poll, folders side by side.
+
+    The server's clock is unknown: a delivery has settled when nothing of it has changed between polls for so long, by
+    ours.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._changes: dict[str, tuple[tuple[int, int], float]] = {}
+        self._is_first = True
+        self._polled_at = 0.0
+        self.now = 0
+
+    def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
+        """Plan one listing."""
+        yield [Server()]
+        self._polled_at, files = self._clock(), list[StoredObject]()
+        obstacles = yield from list_files(
+            [(0, [target])], lambda _, found: files.extend(found), is_first_poke=self._is_first
+        )
+        if obstacles:
+            raise Obstacle(obstacles[0])
+        self._is_first = False
+        whole = [file for file in files if whole_name(file.key) == file.key]
+        self.now = int(self._polled_at) - FARTHEST_BEHIND
+        take(sorted(whole))
+
+    def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
+        """Return for how many seconds each delivery has not changed between polls."""
+        self._changes = {
+            digest: known if (known := self._changes.get(digest)) and known[0] == state else (state, self._polled_at)
+            for digest, state in deliveries.items()
+        }
+        return {digest: self._polled_at - since for digest, (_, since) in self._changes.items()}

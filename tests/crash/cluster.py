@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.util
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ class Part:
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._process: subprocess.Popen[str] | None = None
         self.starts = 0
+        #: The sessions of its processes, by which those that outlive it are found.
+        self.sessions: set[int] = set()
 
     @property
     def log(self) -> Path:
@@ -114,6 +117,7 @@ class Part:
                     stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
                 self.starts += 1
+                self.sessions.add(self._process.pid)
                 while self._process.poll() is None and not self._ended.wait(0.2):
                     pass
                 self._ended.wait(1)
@@ -318,8 +322,8 @@ def cluster(executor: str, sandbox: Sandbox, dags: Mapping[str, str]) -> Iterato
             "PYTHONPATH": str(ROOT),
         }
         home = stack.enter_context(airflow_home(database.address, folder, variables))
-        stack.callback(sweep, home)  # after the parts, or they would start again
         parts = {name: Part(home, name, *command) for name, command in _commands(executor).items()}
+        stack.callback(sweep, home, parts.values())  # after the parts, or they would start again
         for part in parts.values():
             stack.enter_context(part.running())
         running = Cluster(executor, sandbox, home, database, Database(database.address), proxy, parts)
@@ -327,9 +331,14 @@ def cluster(executor: str, sandbox: Sandbox, dags: Mapping[str, str]) -> Iterato
         yield running
 
 
-def sweep(home: AirflowHome) -> None:
-    """Kill whatever still runs in this home: tasks are in process groups of their own, and outlive their workers."""
-    while found := [process for process in psutil.process_iter() if _is_at_home(process, home)]:
+def sweep(home: AirflowHome, parts: Iterable[Part] = ()) -> None:
+    """
+    Kill whatever still runs in this home: tasks are in process groups of their own, and outlive their workers.
+
+    :param parts: of the cluster: a process that has set its title shows no environment any more, but its session.
+    """
+    sessions = {session for part in parts for session in part.sessions}
+    while found := [each for each in psutil.process_iter() if _is_at_home(each, home) or _session(each) in sessions]:
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -340,6 +349,12 @@ def _is_at_home(process: psutil.Process, home: AirflowHome) -> bool:
     with contextlib.suppress(psutil.Error):
         return process.environ().get("AIRFLOW_HOME") == str(home.path)
     return False
+
+
+def _session(process: psutil.Process) -> int | None:
+    with contextlib.suppress(psutil.Error, OSError):
+        return None if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
+    return None
 
 
 def _commands(executor: str) -> dict[str, tuple[str, ...]]:

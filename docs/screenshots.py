@@ -50,6 +50,7 @@ def airflow() -> Iterator[str]:
             yield f"http://localhost:{port}"
         finally:
             process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
 
 
 def make_runs(url: str) -> str:
@@ -63,7 +64,7 @@ def make_runs(url: str) -> str:
         address = f"{url}/api/v2/dags/{DAG}/dagRuns/{run['dag_run_id']}"
         session.patch(address, json={"state": "failed"}, timeout=30)
         session.delete(address, timeout=30).raise_for_status()
-    started = f"{datetime.now(timezone.utc):%H%M}"  # an earlier run's log would be continued
+    started = f"{datetime.now(timezone.utc):%H%M%S}"  # an earlier run's log would be continued
     for name, patient_id in PATIENTS.items():
         run_id = f"{name}-{started}"
         body = {"dag_run_id": run_id, "logical_date": None, "conf": {"patient_id": patient_id}}

@@ -203,7 +203,10 @@ class HealthExListStalePatientsOperator(StalePatientsOperator):
     :param max_age: seconds or a timedelta (templated).
     :param wildcard_match: read ``bucket_key`` as a glob.
     :param aws_conn_id: the AWS connection (templated).
-    :param project_id: as `HealthExListConsentedPatientsOperator` has it (templated), like the next three.
+    :param project_id: the project, default the connection's (templated).
+    :param min_days_left: leave out patients whose consent ends within this many days; 0 by default.
+    :param chunk_size: patients in a chunk; None: one list.
+    :param healthex_conn_id: the Airflow connection to HealthEx (templated).
     :returns: the ids as a list, or with ``chunk_size`` as a list of lists: those with the newest object first, then by
         age, and those without one last; equal ones by id.
     :raises HealthExConfigurationError: on construction, for an argument that can't be used.

@@ -33,8 +33,10 @@ class HealthExSftpListStalePatientsOperator(StalePatientsOperator):
     :param max_age: seconds or a timedelta (templated).
     :param wildcard_match: read ``path`` as a glob.
     :param sftp_conn_id: the connection of type SFTP (templated).
-    :param project_id: as `HealthExListConsentedPatientsOperator` has it (templated), like ``min_days_left``,
-        ``chunk_size`` and ``healthex_conn_id``.
+    :param project_id: the project, default the connection's (templated).
+    :param min_days_left: leave out patients whose consent ends within this many days; 0 by default.
+    :param chunk_size: patients in a chunk; None: one list.
+    :param healthex_conn_id: the Airflow connection to HealthEx (templated).
     :returns: as `HealthExListStalePatientsOperator`.
     :raises HealthExConfigurationError: on construction, for an argument that can't be used.
     :raises AirflowFailException: from the typed error, for permanent errors.

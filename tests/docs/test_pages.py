@@ -24,6 +24,7 @@ from airflow_provider_healthex.client import PatientUpdate
 from airflow_provider_healthex.get_provider_info import CONN_FIELDS
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.operators import healthex as operators
+from airflow_provider_healthex.operators import sftp as sftp_operators
 from airflow_provider_healthex.sandbox import patients
 from airflow_provider_healthex.sensors import healthex as sensors
 from airflow_provider_healthex.sensors import sftp as sftp_sensors
@@ -38,7 +39,7 @@ TESTED = [
 ]
 PUBLIC = {
     name: each
-    for module in (operators, sensors, sftp_sensors, triggers, sftp_triggers)
+    for module in (operators, sftp_operators, sensors, sftp_sensors, triggers, sftp_triggers)
     for name, each in vars(module).items()
     if re.fullmatch(r"HealthEx\w+(Operator|Sensor|Trigger)", name) and name != "HealthExOperator"
 }
@@ -111,6 +112,10 @@ def check_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert arguments[0] in MAKE_TARGETS
     elif program == "healthex-sandbox":
         from airflow_provider_healthex.sandbox.cli import _parser
+
+        _parser().parse_args(arguments)
+    elif program == "healthex-check":
+        from airflow_provider_healthex.check.cli import _parser
 
         _parser().parse_args(arguments)
     elif program in ("pip", "uv", "python3", "python", "pre-commit", "git", "airflow", "pytest", "cd"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -10,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, TaskGroup,
 from airflow_provider_healthex.operators.cohort import HealthExUpdateCohortOperator
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from typing import Unpack
 
     from airflow.providers.common.compat.sdk import XComArg
@@ -176,8 +177,9 @@ def _sensor_class(options: RefreshOptions) -> Any:
 def _collect(refresh: Any, arrival: Any) -> Any:
     @task(trigger_rule="all_done")
     def results(arrivals: Any) -> list[Any]:
-        """List the chunks' results. Airflow 3.3 passes a single one without a list, and None where there is none."""
-        return [arrivals] if isinstance(arrivals, dict) else [each for each in arrivals or () if each]
+        """List the chunks' results. Airflow 3.3 passes a single one without a list, and 3.0 a mark for each missing."""
+        found = arrivals if isinstance(arrivals, Sequence) else [arrivals]
+        return [each for each in found if isinstance(each, dict)]
 
     # A run's state is that of its last tasks, and these run also after a failure. This one fails the run.
     @task(trigger_rule="one_failed", retries=0)

@@ -91,9 +91,9 @@ def refresh_patients() -> None:
     @task(trigger_rule="all_done")  # the default rule would skip it as soon as one patient is skipped
     def report(results: Any) -> dict[str, int]:
         """Work once over all patients whose data was read."""
-        if isinstance(results, dict):  # Airflow 3.3 hands over a single result as it is, and not in a list
-            results = [results]
-        files = {each["patient_id"]: each["files"] for each in results or () if each}
+        # Airflow 3.3 hands over a single result as it is, and not in a list; 3.0 a mark where there is none.
+        found = [results] if isinstance(results, dict) else results or ()
+        files = {each["patient_id"]: each["files"] for each in found if isinstance(each, dict)}
         print(f"Read {sum(files.values())} files of {len(files)} patients")
         return files
 

@@ -34,7 +34,7 @@ from airflow_provider_healthex.check.run import Check, Settings
 )
 def check_account() -> None:
     @task
-    def check(params: dict[str, Any]) -> dict[str, Any]:
+    def check(params: Any = None) -> dict[str, Any]:
         """Print the report, and return how many lines are ok, warnings and failures: no ids."""
         report = Check(
             Settings(

@@ -11,7 +11,8 @@ from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.sensors.awaited import Storage
 from airflow_provider_healthex.sensors.base import DEFERRAL_GRACE, ArrivalSensor
 from airflow_provider_healthex.sensors.checks import known, literals, refuse_pasted_templates
-from airflow_provider_healthex.storage.s3 import REQUEST_LIMIT, AwsAccess, Bucket, check_bucket_name, split_url
+from airflow_provider_healthex.storage.s3 import REQUEST_LIMIT, AwsAccess, Bucket
+from airflow_provider_healthex.storage.s3_names import check_bucket_name, split_url
 
 _BY_TIME = "arrival is decided by the objects' times; use min_objects, marker or quiet_period"
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from airflow_provider_healthex.delivery.sources import S3Source
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
-from airflow_provider_healthex.storage.s3 import TRIGGERER, AsyncBucket, AwsAccess, check_bucket_name
+from airflow_provider_healthex.storage.s3 import TRIGGERER, AsyncBucket, AwsAccess
+from airflow_provider_healthex.storage.s3_names import check_bucket_name
 from airflow_provider_healthex.triggers.base import ArrivalTrigger
 from airflow_provider_healthex.triggers.feed import DeliveryTrigger
 

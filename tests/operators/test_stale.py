@@ -136,7 +136,7 @@ def answer(*patient_ids):
 
 def test_patients_with_the_newest_object_come_first_and_those_without_one_last(service, bucket):
     service.answers(answer("a", "b", "c", "d", "e", "f"))
-    for patient_id, days in (("c", 30), ("d", 10), ("e", 20), ("f", 10), ("b", 1)):
+    for patient_id, days in (("c", 30), ("d", 10), ("e", 20), ("f", 11), ("b", 1)):
         age(bucket, f"d/p/{patient_id}/x", days)
     age(bucket, "d/p/c/y", 9)
     assert of_bucket(bucket).execute({}) == ["c", "d", "f", "e", "a"]

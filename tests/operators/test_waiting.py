@@ -46,7 +46,7 @@ def context_with(store, task):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_its_result_is_the_sensors_and_the_answer_is_beside_it(healthex_sandbox, operator, mode):
-    task = operator(**MODES[mode])
+    task = operator(quiet_period=4, **MODES[mode])  # so that the first poke comes too early, however slow
     context = context_of(task)
     run = run_sensor(task, context=context)
     answer = context["ti"].pushed["update"]

@@ -33,6 +33,12 @@ def later() -> Iterator[Callable[[float | Callable[[], object], Callable[[], obj
         thread.join()
 
 
+@pytest.fixture
+def after_first_poke(later, task_log) -> Callable[[Callable[[], object]], None]:
+    """Do something when the sensor's first poke has found that it has to wait, however long that takes."""
+    return lambda action: later(lambda: "Waiting: " in task_log(), action)
+
+
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[MotoServer]:
     server = MotoServer()

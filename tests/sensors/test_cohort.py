@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 import uuid
 from datetime import timedelta
@@ -61,30 +60,16 @@ def sensor(bucket: Bucket, mode: str = "poke", **changes) -> HealthExCohortArriv
     )
 
 
-@pytest.fixture
-def later():
-    """Do something after a while, as the world does while a sensor waits."""
-    threads = []
-
-    def start(seconds: float, action) -> None:
-        threads.append(threading.Timer(seconds, action))
-        threads[-1].start()
-
-    yield start
-    for thread in threads:
-        thread.join()
-
-
 @pytest.mark.parametrize("mode", MODES)
 class TestEveryMode:
-    def test_it_waits_for_all_and_says_who_arrived(self, bucket, mode, later):
+    def test_it_waits_for_all_and_says_who_arrived(self, bucket, mode, after_first_poke):
         update = cohort("p-1", "p-2", "p-3")
         first = bucket.put("d/project-1/p-1/a.json")
         bucket.put("d/project-1/p-3/a.json")
         bucket.put("d/project-1/p-3/b.json")
         bucket.put("d/project-1/p-3/folder/", b"")
         bucket.put("d/project-1/p-33/a.json")
-        later(2, lambda: bucket.put("d/project-1/p-2/a.json"))
+        after_first_poke(lambda: bucket.put("d/project-1/p-2/a.json"))
 
         run = run_sensor(sensor(bucket, mode, update=update))
 

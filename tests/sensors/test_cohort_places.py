@@ -35,7 +35,7 @@ def folder(patient: str) -> str:
 
 @pytest.mark.parametrize("mode", MODES)
 class TestEveryModeAndPlace:
-    def test_all_arrive_each_by_their_own_files(self, place: Place, mode, later):
+    def test_all_arrive_each_by_their_own_files(self, place: Place, mode, after_first_poke):
         for patient in ("a", "b", "ab"):
             place.put(folder(patient) + "bundle.json", b"stale", age=30 * DAY)
         place.put(folder("asleep") + "bundle.json")
@@ -46,7 +46,7 @@ class TestEveryModeAndPlace:
             place.put(folder("b") + "deep/er.json")
             place.put(folder("ab") + "bundle.json", b"refreshed")
 
-        later(3, deliver)
+        after_first_poke(deliver)
         run = run_sensor(place.cohort_sensor(mode, update=cohort("a", "b", "ab")))
 
         assert run.result["bucket"] == getattr(place, "bucket", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -32,6 +33,7 @@ _NOTES = (
     "Floor: a `@task` that does nothing, then a deferrable FileSensor: Airflow's own cost of two tasks.",
     "Mapped: a `@task` with requests, then a deferrable S3KeySensor with a `check_fn` by the request's time.",
     "Ours: the cohort operator, then the deferrable cohort sensor.",
+    "The mapped variant runs with the first size alone, as 1,000 patients take 20 minutes. Larger ones are reckoned.",
     "All updates are accepted. The data comes for all at once, as soon as every sensor waits in the triggerer.",
     "Overhead: from the trigger to success, without the wait for the data; up to a poll interval of it is a pause.",
     "No earlier deliveries are in the bucket. With them each deferred S3KeySensor goes back to a worker at every poll.",
@@ -50,31 +52,31 @@ class _Folder:
 
 
 def run(sizes: Sequence[int] = SIZES) -> Report:
-    """Run the floor, and both variants of each size, on one Airflow."""
+    """Run the floor, ours in each size and the mapped variant in the first, on one Airflow."""
     # Each has patients of its own, or the deliveries to one would be stale objects to the other.
-    ids = iter(accepted(2 * sum(sizes)))
-    cohorts, mapped = ({f"{size}": list(islice(ids, size)) for size in sizes} for _ in range(2))
+    first = sizes[0]
+    ids = iter(accepted(first + sum(sizes)))
+    cohorts = {f"{size}": list(islice(ids, size)) for size in sizes}
+    mapped = list(islice(ids, first))
     with (
         tempfile.TemporaryDirectory() as folder,
-        Sandbox(cohort=4 * sum(sizes), seed=SEED, delay=24 * 3600, earlier_deliveries=False) as sandbox,
+        Sandbox(cohort=2 * (first + sum(sizes)), seed=SEED, delay=24 * 3600, earlier_deliveries=False) as sandbox,
     ):
         files = _Folder(Path(folder))
         variables = {
             "BENCH_COHORTS": json.dumps(cohorts),
-            "BENCH_MAPPED": json.dumps(mapped),
+            "BENCH_MAPPED": json.dumps({f"{first}": mapped}),
             "BENCH_BUCKET": sandbox.bucket,
             "BENCH_FOLDER": folder,
             "AIRFLOW_CONN_FS_DEFAULT": json.dumps({"conn_type": "fs"}),
         }
-        variants = [f"bench_{what}_{size}" for what in ("cohort", "mapped") for size in sizes]
+        variants = [*(f"bench_cohort_{size}" for size in sizes), f"bench_mapped_{first}"]
         with running(sandbox, ["bench_warm_up", "bench_floor", *variants], variables) as airflow:
             airflow.refresh("bench_warm_up", files, ["warm_up"], 1, 300)
             floor = airflow.refresh("bench_floor", files, ["floor"], 1, 300)
             ours = [airflow.refresh(f"bench_cohort_{n}", sandbox, own, 1, 300) for n, own in cohorts.items()]
-            theirs = [
-                airflow.refresh(f"bench_mapped_{n}", sandbox, own, len(own), 300 + 5 * len(own))
-                for n, own in mapped.items()
-            ]
+            measured = airflow.refresh(f"bench_mapped_{first}", sandbox, mapped, first, 300 + 5 * first)
+    theirs = [measured, *(_reckoned(measured, size / first) for size in sizes[1:])]
     return _report(sizes, floor, ours, theirs)
 
 
@@ -87,7 +89,8 @@ def _report(sizes: Sequence[int], floor: Refresh, ours: Sequence[Refresh], their
     ]
     rows = [_row("floor", floor)]
     for size, their, our in zip(sizes, theirs, ours, strict=True):
-        rows += [_row(f"{size:,} patients: mapped", their), _row(f"{size:,} patients: ours", our)]
+        reckoned = "" if size == sizes[0] else ", reckoned"
+        rows += [_row(f"{size:,} patients: mapped{reckoned}", their), _row(f"{size:,} patients: ours", our)]
     return Report(
         name="refresh",
         question="A whole refresh of many patients on an Airflow of its own; Airflow's own: floor + one poll interval.",
@@ -97,6 +100,16 @@ def _report(sizes: Sequence[int], floor: Refresh, ours: Sequence[Refresh], their
         columns=("how", "task instances", "until all wait s", "from data to success s", "overhead s", "triggerer MB"),
         rows=rows,
         notes=_NOTES,
+    )
+
+
+def _reckoned(measured: Refresh, times: float) -> Refresh:
+    """Return what so many times as many mapped tasks cost."""
+    return replace(
+        measured,
+        task_instances=round(measured.task_instances * times),
+        until_waiting=measured.until_waiting * times,
+        until_success=measured.until_success * times,
     )
 
 

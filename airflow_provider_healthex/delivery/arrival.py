@@ -215,7 +215,7 @@ class ArrivalWait:
         """
         tallies, arrived, reason = yield from self._check(self.missing, take, must_settle=True)
         self.arrived.update(arrived)
-        if not self.missing:
+        if len(self.arrived) == len(self.targets):
             return None
         if reason:
             return Waiting(reason + self._remark)

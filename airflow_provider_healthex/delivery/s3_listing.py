@@ -317,10 +317,12 @@ def is_truncated(page: Page) -> bool:
 
 def _stored_object(row: Any) -> StoredObject:
     try:
-        stored = StoredObject(row["Key"], row["LastModified"], row["Size"], row.get("ETag") or "")
-        for name, value, kind in zip(("Key", "LastModified", "Size"), stored, (str, datetime, int), strict=False):
-            if not isinstance(value, kind):
-                raise UnusableListing(f"a row's {name} is a {type(value).__name__}, not a {kind.__name__}")
+        key, modified, size = row["Key"], row["LastModified"], row["Size"]
+        stored = StoredObject(key, modified, size, row.get("ETag") or "")
+        if not (isinstance(key, str) and isinstance(modified, datetime) and isinstance(size, int)):
+            for name, value, kind in zip(("Key", "LastModified", "Size"), stored, (str, datetime, int), strict=False):
+                if not isinstance(value, kind):
+                    raise UnusableListing(f"a row's {name} is a {type(value).__name__}, not a {kind.__name__}")
     except (AttributeError, KeyError, TypeError):
         missing = [name for name in ("Key", "LastModified", "Size") if not isinstance(row, Mapping) or name not in row]
         raise UnusableListing(f"a row has no {' and no '.join(missing)}") from None

@@ -27,17 +27,17 @@ ON_AIRFLOW = (8, 16)
 TARGET = 0.9
 
 _NOTES = (
-    "One at a time, a quarter of the patients are asked, so that the benchmark ends within minutes: compare the rates.",
+    "One at a time, a quarter of the patients are requested, so that the benchmark ends within minutes: compare the rates.",
     "The rows of the hook count from the call to the last answer, the token's among them, as the row of requests does.",
     "Rows of the operator: the task's duration in `dag.test` on SQLite; durable, with the state store of Airflow 3.3.",
-    "Of the sandbox's patients, 1 % answer 404 and 3 % need the patient, for everybody alike.",
+    "Of the sandbox's patients, 1 % answer 404 and 3 % need patient action, in every row.",
 )
 
 
 def run(patients: int = 1000, latency: float = 0.1) -> Report:
     """Ask a service that takes so long for each answer, for so many patients."""
     few = max(1, patients // 4)
-    # Each is asked several times over; nothing is to be delivered meanwhile.
+    # Each is requested several times; nothing is to be delivered meanwhile.
     options = ("--patients", str(patients), "--seed", "7", "--latency", str(latency), "--delay", "3600")
     with sandbox(*options, "--no-earlier-deliveries") as served:
         rates = {"requests.Session, in a loop": (few, _sequential(served, few))}
@@ -56,7 +56,7 @@ def _report(rates: dict[str, tuple[int, float]], patients: int, latency: float) 
     hooks = {each: times[f"hook, max_concurrency={each}"] for each in CONCURRENCIES}
     return Report(
         name="updating",
-        question=f"Asking for {patients:,} patients' updates at {latency * 1000:g} ms an answer.",
+        question=f"Requesting {patients:,} updates at {latency * 1000:g} ms an answer.",
         ratio=", ".join(f"{ratio:.1f} x at {each}" for each, ratio in hooks.items()) + " at once",
         target=f"{TARGET:g} x the concurrency, without durable",
         met=all(ratio >= TARGET * each for each, ratio in hooks.items()),

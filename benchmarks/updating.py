@@ -27,7 +27,7 @@ ON_AIRFLOW = (8, 16)
 TARGET = 0.9
 
 _NOTES = (
-    "One at a time, a quarter of the patients are requested, so that the benchmark ends within minutes: compare the rates.",
+    "One at a time, a quarter of the patients are requested, so that it ends within minutes: compare the rates.",
     "The rows of the hook count from the call to the last answer, the token's among them, as the row of requests does.",
     "Rows of the operator: the task's duration in `dag.test` on SQLite; durable, with the state store of Airflow 3.3.",
     "Of the sandbox's patients, 1 % answer 404 and 3 % need patient action, in every row.",

@@ -23,6 +23,9 @@ def test_the_triggerer_waits_on_a_server_whose_clock_is_hours_behind(real_airflo
     put(b"old", 30 * 24 * 3600)
     real_airflow.trigger("sftp_deferred", "sftp", since=utc_now().isoformat())
     wait_for("the sensor is deferred", lambda: real_airflow.states("sftp").get("arrival") == "deferred")
+    # A trigger that fires before the scheduler has read that gets its task failed (apache/airflow#72716). With an
+    # interval of 1 s that happens; sensors have 60 s.
+    wait_for("the scheduler knows", lambda: real_airflow.scheduler_has_read("sftp_deferred"))
     put(b"refreshed", 5 * 3600)
     assert real_airflow.wait("sftp") == "success"
     assert real_airflow.result("sftp", "arrival")["total_bytes"] == len("refreshed")

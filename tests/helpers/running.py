@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -84,6 +85,11 @@ class RunningAirflow:
             sqlite3.connect(f"file:{self.home.path}/airflow.db?mode=ro", uri=True, timeout=30)
         ) as database:
             return database.execute(sql, values).fetchall()
+
+    def scheduler_has_read(self, dag_id: str) -> bool:
+        """Whether the scheduler has read that a worker has ended its part of a task of a DAG."""
+        log = (self.home.path / "standalone.log").read_text(errors="replace")
+        return re.search(rf"executor event with state success .*dag_id='{dag_id}'", log) is not None
 
     def states(self, run_id: str) -> dict[str, str]:
         return dict(self.query("select task_id, state from task_instance where run_id = ?", run_id))

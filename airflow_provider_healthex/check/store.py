@@ -205,7 +205,7 @@ class _Walk:
         found.requests += 1
         if found.requests == 1:
             date = server_time(page)
-            found.now = date or utc_now()
+            found.now = date or began
             found.ahead = (date - began).total_seconds() if date else None
         return page
 

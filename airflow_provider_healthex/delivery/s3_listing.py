@@ -120,6 +120,8 @@ class S3Poke:
     def list(self, indices: Sequence[int], take: Take) -> Plan[None]:
         """Plan the requests."""
         listing = self._listing
+        # Read before the first request, as a Date is: read after a slow listing, it would let objects settle early.
+        began = listing.clock()
         if listing.owners is not None:
             now = yield from alone(scan_all(listing.owners.prefix, listing.owners.hand_out(set(indices), take)))
         elif listing.is_everything:
@@ -133,7 +135,7 @@ class S3Poke:
             ]
             moments = yield from _timed(together(scans, WIDTH), listing.latency)
             now = min(filter(None, moments), default=None)
-        self._now = now or listing.clock()
+        self._now = now or began
 
     def is_fresh(self, index: int, row: StoredObject, floor: datetime) -> bool:
         """Return whether an object was written since the request."""

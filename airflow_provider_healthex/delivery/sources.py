@@ -75,13 +75,14 @@ class S3Source:
 
     def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
         """Plan one listing."""
+        began = self._clock()  # for a storage that sends no Date: before the first request, or a delivery settles early
         ranges = [_Range(after or "", until) for after, until in pairwise(["", *self._boundaries, None])]
         yield from together((each.scan(target.prefix, take) for each in ranges), WIDTH)
         ends = [end for each in ranges for end in each.page_ends]
         count = min(MAX_RANGES, len(ends) // MIN_PAGES)
         self._boundaries = [ends[number * len(ends) // count - 1] for number in range(1, count)]
         now = min((each.now for each in ranges if each.now), default=None)
-        self.now = int((now or self._clock()).timestamp())
+        self.now = int((now or began).timestamp())
 
     def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
         """Return the age of each delivery's newest object, in seconds."""

@@ -42,11 +42,12 @@ def expected(
     return Expectation(paths, {}, (patient,), ArrivalRule(quiet_period=quiet_period, **rule), wildcard)
 
 
-def no_clock() -> datetime:
-    raise AssertionError("the local clock was read")
+def wrong_clock() -> datetime:
+    """Return a local clock by which everything would have settled."""
+    return NOW + timedelta(days=1)
 
 
-def drive(expectation: Expectation, pages: list[dict], clock=no_clock) -> tuple[list[dict], Poked]:
+def drive(expectation: Expectation, pages: list[dict], clock=wrong_clock) -> tuple[list[dict], Poked]:
     """Answer each request with the next page, and return the requests and what was found."""
     answers, requests = iter(pages), []
     wait = ArrivalWait(expectation, lambda *arguments: S3Listing(*arguments, clock=clock))
@@ -170,6 +171,17 @@ class TestClock:
         clock = iter([NOW]).__next__
         _, found = drive(self.quiet, [page("d/1", date=date)], clock)
         assert found.reason == self.settling
+
+    def test_where_a_storage_reports_none_it_is_the_local_one_before_the_first_request(self):
+        """After a listing of minutes, an object that was written meanwhile would seem to have settled."""
+        clock = [NOW]
+
+        def answer(request: dict) -> dict:
+            clock[0] += timedelta(minutes=10)
+            return page("d/1", date=None)
+
+        wait = ArrivalWait(self.quiet, lambda *arguments: S3Listing(*arguments, clock=lambda: clock[0]))
+        assert poke(wait, lambda plan: run(plan, answer)).reason == self.settling
 
     def test_an_answer_without_metadata_is_no_error(self):
         bare = {"Contents": [{"Key": "d/1", "LastModified": REQUESTED, "Size": 1}]}

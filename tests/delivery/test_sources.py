@@ -107,6 +107,19 @@ class TestS3Source:
         bucket.poll()
         assert bucket.source.now == int(NOW.timestamp())
 
+    def test_without_a_clock_of_the_stores_ours_counts_before_the_first_request(self):
+        bucket, clock = Bucket(names(50)), [NOW]
+        bucket.source = S3Source(lambda: clock[0])
+        answer = bucket.s3.answer
+
+        def slow(request: Any) -> Any:
+            clock[0] += timedelta(minutes=10)
+            return {**answer(request), "ResponseMetadata": {}}
+
+        bucket.s3.answer = slow
+        bucket.poll()
+        assert bucket.source.now == int(NOW.timestamp())
+
     @pytest.mark.parametrize("keys", [["d/00005"], ["d/00250", "d/00249"]])
     def test_a_range_that_shows_what_is_not_its_own_is_refused(self, keys):
         """As a store that ignores StartAfter would have it."""

@@ -34,6 +34,13 @@ MAX_REMEMBERED = 2_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
+#: What changes when a patient's objects since the last announcement do: the newest one's time, their number, and the
+#: newest time of a half-written one.
+State = tuple[int, int, int]
+
+#: Takes whole objects, and half-written ones by their later names.
+TakeRows = Callable[[Sequence[StoredObject], Sequence[StoredObject]], None]
+
 #: A delivery's place in the order of announcements: seconds since the epoch, and its patient's digest.
 Place = tuple[int, str]
 
@@ -60,9 +67,9 @@ class Announced:
 
     One timestamp is not enough: deliveries don't settle in the order of their newest objects, and an event takes only
     so many. The watermark, a pair of (newest object's time, patient's digest), stays before every delivery that isn't
-    announced; ``later`` keeps those announced beyond it, :data:`MAX_REMEMBERED` at most. If that is too few, the
-    watermark passes the beginning of deliveries that still go on: each is announced once all the same, with too few
-    objects. Patients are digests here, as the state store is no place for ids.
+    announced; ``later`` keeps those announced beyond it. If these are more than :data:`MAX_REMEMBERED`, the watermark
+    passes the beginning of deliveries that still go on, but not their newest object: each is announced once all the
+    same, with too few objects. Patients are digests here, as the state store is no place for ids.
 
     :param watermark: seconds since the epoch, and a patient's digest.
     :param later: by digest, the newest announced object's time.
@@ -98,13 +105,18 @@ class Announced:
 
 @dataclass(slots=True)
 class _Fresh:
-    """One patient's objects since their last announcement, in one listing; at least one."""
+    """One patient's objects since their last announcement, in one listing; ``partial`` is of half-written ones."""
 
     values: dict[str, str]
     floor: int
     count: int = 0
     first: int = 0
     newest: int = 0
+    partial: int = 0
+
+    @property
+    def state(self) -> State:
+        return self.newest, self.count, self.partial
 
 
 class Source(Protocol):
@@ -113,11 +125,11 @@ class Source(Protocol):
     #: The storage's time at the last listing, in epoch seconds; where that is unknown, what it is at least.
     now: int
 
-    def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
+    def list(self, target: Target, take: TakeRows) -> Plan[None]:
         """Plan one listing."""
 
-    def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
-        """Return the seconds without a change, from each delivery's newest time and number of objects."""
+    def quiet_for(self, deliveries: Mapping[str, State]) -> Mapping[str, float]:
+        """Return the seconds without a change of each delivery."""
 
 
 @dataclass(frozen=True)
@@ -166,25 +178,26 @@ class Feed:
     def start(self, source: Source) -> Plan[Announced]:
         """List everything under the path, and return what has been announced where all of it counts as announced."""
         seen = yield from self._list(Announced((0, "~")), source)
-        newest = {digest: one.newest for digest, one in seen.items()}
-        return self._advance((0, "~"), newest, {}, set(), [], source.now)
+        newest = {digest: one.newest for digest, one in seen.items() if one.count}
+        return self._advance((0, "~"), newest, {}, source.now)
 
     def _list(self, announced: Announced, source: Source) -> Plan[dict[str, _Fresh]]:
         seen: dict[str, _Fresh] = {}
         reader = _Reader(self.path)
 
-        def take(rows: Sequence[StoredObject]) -> None:
-            for row in rows:
-                values = reader.read(row.key)
-                if values is not None and row.is_data:
-                    self._count(seen, values, reader.digest, seconds(row.last_modified), announced)
+        def take(whole: Sequence[StoredObject], partial: Sequence[StoredObject]) -> None:
+            for rows, count in ((whole, 1), (partial, 0)):
+                for row in rows:
+                    values = reader.read(row.key)
+                    if values is not None and row.is_data:
+                        self._count(seen, values, reader.digest, seconds(row.last_modified), announced, count)
 
         yield from source.list(expand_literal(self.path), take)
         return seen
 
     @staticmethod
     def _count(
-        seen: dict[str, _Fresh], values: dict[str, str], digest: str, modified: int, announced: Announced
+        seen: dict[str, _Fresh], values: dict[str, str], digest: str, modified: int, announced: Announced, count: int
     ) -> None:
         one = seen.get(digest)
         floor = announced.floor(digest) if one is None else one.floor
@@ -192,42 +205,40 @@ class Feed:
             return
         if one is None:
             one = seen[digest] = _Fresh(values, floor)
-        one.count += 1
+        if not count:
+            one.partial = max(one.partial, modified)
+            return
+        one.count += count
         one.first = min(one.first or modified, modified)
         one.newest = max(one.newest, modified)
 
     def _decide(
         self, fresh: Mapping[str, _Fresh], announced: Announced, source: Source
     ) -> tuple[list[Delivery], Announced]:
-        quiet_for = source.quiet_for({digest: (one.newest, one.count) for digest, one in fresh.items()})
+        quiet_for = source.quiet_for({digest: one.state for digest, one in fresh.items()})
+        fresh = {digest: one for digest, one in fresh.items() if one.count}  # and not half-written objects alone
         rule = ArrivalRule(quiet_period=self.quiet_period)
         settled = sorted((one.newest, digest) for digest, one in fresh.items() if rule.is_settled(quiet_for[digest]))
-        now_announced, rest = settled[:MAX_DELIVERIES], settled[MAX_DELIVERIES:]
+        now_announced = settled[:MAX_DELIVERIES]
         deliveries = [
             Delivery(fresh[digest].values, fresh[digest].count, _EPOCH + timedelta(seconds=newest))
             for newest, digest in now_announced
         ]
-        later = {**announced.later, **{digest: newest for newest, digest in now_announced}}
-        pending = fresh.keys() - {digest for _, digest in now_announced}
-        return deliveries, self._advance(announced.watermark, later, fresh, pending, rest, source.now)
+        newest = {digest: newest for newest, digest in now_announced}
+        pending = {digest: one for digest, one in fresh.items() if digest not in newest}
+        return deliveries, self._advance(announced.watermark, {**announced.later, **newest}, pending, source.now)
 
-    def _advance(
-        self,
-        watermark: Place,
-        later: dict[str, int],
-        fresh: Mapping[str, _Fresh],
-        pending: set[str],
-        rest: list[Place],
-        now: int,
-    ) -> Announced:
+    def _advance(self, watermark: Place, later: dict[str, int], pending: Mapping[str, _Fresh], now: int) -> Announced:
         """Move the watermark up as far as nothing is lost, and forget what it has passed."""
         # Behind what hasn't been announced: its first object, or it would be counted short.
-        limits = [now - int(self.quiet_period) - LATENESS, *(fresh[digest].first - 1 for digest in pending)]
+        limits = [now - int(self.quiet_period) - LATENESS, *(one.first - 1 for one in pending.values())]
         watermark = max(watermark, (min(limits), "~"))
         places = sorted((newest, digest) for digest, newest in later.items() if (newest, digest) > watermark)
         excess = places[: max(0, len(places) - MAX_REMEMBERED)]
-        if rest:  # Settled and waiting for the next event: these must not be passed.
-            excess = [place for place in excess if place < rest[0]]
+        # Behind its newest object, or it would be lost. In S3, that is newer than what has settled; on SFTP, a file may
+        # be moved in with an old time.
+        first = min(((one.newest, digest) for digest, one in pending.items()), default=None)
+        excess = [place for place in excess if first is None or place < first]
         if excess:
             watermark, places = excess[-1], places[len(excess) :]
         return Announced(watermark, {digest: newest for newest, digest in places})

@@ -48,6 +48,8 @@ _LINKED = "a part of the path is a symbolic link on the server, which is not fol
 _NO_TYPES = "the server does not report which entries are folders"
 _NO_TIMES = "the server does not report when files were modified"
 
+#: Takes files as they are found.
+_Add = Callable[[Sequence[StoredObject]], None]
 
 _FOLDERS, _FILES = (EntryType.FOLDER, EntryType.UNKNOWN), (EntryType.FILE, EntryType.UNKNOWN)
 
@@ -190,6 +192,7 @@ def list_files(
     take: Take,
     *,
     is_first_poke: bool,
+    by_folder: bool = False,
 ) -> Plan[dict[int, str]]:
     """
     List the files of some patients.
@@ -197,6 +200,8 @@ def list_files(
     :param targets: each patient's, with the patient's position.
     :param take: called with a patient's position and all files below their targets.
     :param is_first_poke: whether a missing first folder is a mistake in the path, rather than trouble.
+    :param by_folder: call ``take`` for each folder of one target, so that memory doesn't grow with the files; also
+        where the rest can't be seen.
     :returns: by position, what prevented seeing a patient's files.
     :raises NoSuchRoot: at the first poke.
     """
@@ -214,17 +219,27 @@ def list_files(
     missing = {root: Obstacle(f"there is no folder {root} any more") for root in missing_roots}
     obstacles: dict[int, str] = {}
 
-    def collect(index: int, walk: Generator[Any, Any, list[StoredObject]]) -> Generator[Any, Any, None]:
+    def collect(walk: Callable[..., Generator[Any, Any, None]], index: int, own: Sequence[Target]) -> Steps[None]:
+        files: dict[str, StoredObject] = {}  # once, also where paths overlap
+
+        def add(rows: Sequence[StoredObject]) -> None:
+            if by_folder:
+                take(index, rows)
+            else:
+                files.update((row.key, row) for row in rows)
+
         try:
-            take(index, (yield from walk))
+            yield from walk(own, known, missing, add)
         except Obstacle as obstacle:
             obstacles[index] = str(obstacle)
+        else:
+            if not by_folder:
+                take(index, list(files.values()))
 
     if len(awaited) == 1:
-        ((index, own),) = awaited
-        yield from collect(index, _walk_wide(own, known, missing))
+        yield from collect(_walk_wide, *awaited[0])
     else:
-        yield from together((collect(index, _walk(own, known, missing)) for index, own in awaited), WIDTH)
+        yield from together((collect(_walk, index, own) for index, own in awaited), WIDTH)
     return obstacles
 
 
@@ -254,33 +269,26 @@ def _folders_above(target: Target) -> Iterator[str]:
 
 
 def _walk(
-    own: Sequence[Target], known: Mapping[Stat, Entry | None], missing: Mapping[str, Obstacle]
-) -> Steps[list[StoredObject]]:
-    """Return the files of a patient, listing one folder after the other."""
-    files: dict[str, StoredObject] = {}  # once, also where paths overlap
-    folders = yield from _enter(own, known, missing, files)
+    own: Sequence[Target], known: Mapping[Stat, Entry | None], missing: Mapping[str, Obstacle], add: _Add
+) -> Steps[None]:
+    """Collect the files of a patient, listing one folder after the other."""
+    folders = yield from _enter(own, known, missing, add)
     while folders:
-        folders += yield from _list_folder(folders.pop(), files)
-    return list(files.values())
+        folders += yield from _list_folder(folders.pop(), add)
 
 
 def _walk_wide(
-    own: Sequence[Target], known: Mapping[Stat, Entry | None], missing: Mapping[str, Obstacle]
-) -> Plan[list[StoredObject]]:
-    """Return the same, listing folders of one depth side by side."""
-    files: dict[str, StoredObject] = {}
-    folders = yield from alone(_enter(own, known, missing, files))
+    own: Sequence[Target], known: Mapping[Stat, Entry | None], missing: Mapping[str, Obstacle], add: _Add
+) -> Plan[None]:
+    """Collect the same, listing folders of one depth side by side."""
+    folders = yield from alone(_enter(own, known, missing, add))
     while folders:
-        below = yield from together((_list_folder(folder, files) for folder in folders), WIDTH)
+        below = yield from together((_list_folder(folder, add) for folder in folders), WIDTH)
         folders = list(chain.from_iterable(below))
-    return list(files.values())
 
 
 def _enter(
-    own: Sequence[Target],
-    known: Mapping[Stat, Entry | None],
-    missing: Mapping[str, Obstacle],
-    files: dict[str, StoredObject],
+    own: Sequence[Target], known: Mapping[Stat, Entry | None], missing: Mapping[str, Obstacle], add: _Add
 ) -> Steps[list[_Folder]]:
     """Collect single files; of other targets, return the folder to list."""
     folders = []
@@ -289,7 +297,7 @@ def _enter(
             raise missing[root]
         if (yield from _is_reachable(target, known)):
             if target.kind is Kind.KEY:
-                yield from _collect_file(target, files)
+                yield from _collect_file(target, add)
             else:
                 folders.append(_Folder(_folder_of(target.prefix), target.prefix))
     return folders
@@ -307,17 +315,18 @@ def _is_reachable(target: Target, known: Mapping[Stat, Entry | None]) -> Steps[b
     return True
 
 
-def _collect_file(target: Target, files: dict[str, StoredObject]) -> Steps[None]:
+def _collect_file(target: Target, add: _Add) -> Steps[None]:
     entry = yield Stat(target.prefix, follow=target.prefix == target.template)
     if entry is not None:
         _refuse_link(entry)
         if entry.type in _FILES:
-            _add(target.prefix, entry, files)
+            add([_file(target.prefix, entry)])
 
 
-def _list_folder(folder: _Folder, files: dict[str, StoredObject]) -> Steps[list[_Folder]]:
+def _list_folder(folder: _Folder, add: _Add) -> Steps[list[_Folder]]:
     """Collect a folder's files, and return the folders in it that may have more."""
     below: list[_Folder] = []
+    files: list[StoredObject] = []
     # Some servers follow links where they list a folder.
     if (
         folder.is_found
@@ -336,7 +345,8 @@ def _list_folder(folder: _Folder, files: dict[str, StoredObject]) -> Steps[list[
         if entry.type is EntryType.FOLDER:
             below.append(_Folder(f"{path}/", folder.prefix, is_found=True))
         elif entry.type is EntryType.FILE and path.startswith(folder.prefix):
-            _add(path, entry, files)
+            files.append(_file(path, entry))
+    add(files)
     return below
 
 
@@ -353,10 +363,10 @@ def _refuse_link(entry: Entry) -> None:
         raise Obstacle(_LINKED)
 
 
-def _add(path: str, entry: Entry, files: dict[str, StoredObject]) -> None:
+def _file(path: str, entry: Entry) -> StoredObject:
     if entry.modified is None:
         raise Obstacle(_NO_TIMES)
-    files[path] = StoredObject(path, moment(entry.modified), entry.size)
+    return StoredObject(path, moment(entry.modified), entry.size)
 
 
 def _folder_of(path: str) -> str:

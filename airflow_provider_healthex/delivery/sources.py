@@ -7,6 +7,7 @@ literal start can be skipped. So everything is listed, and several requests are 
 
 from __future__ import annotations
 
+import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 
+from airflow_provider_healthex.delivery.feed import State, TakeRows
 from airflow_provider_healthex.delivery.plan import Plan, Steps, together
 from airflow_provider_healthex.delivery.rule import StoredObject
 from airflow_provider_healthex.delivery.s3_listing import Pages, Request, server_time
@@ -23,6 +25,8 @@ from airflow_provider_healthex.delivery.sftp_listing import list_files, whole_na
 from airflow_provider_healthex.delivery.sftp_requests import Obstacle, Server
 from airflow_provider_healthex.delivery.template import Target
 from airflow_provider_healthex.moments import utc_now
+
+log = logging.getLogger(__name__)
 
 #: Ranges of keys that a poll lists at most, and the pages that a range has at least: its last page may be a short one,
 #: so that a poll makes a quarter more requests at the most.
@@ -73,20 +77,20 @@ class S3Source:
         self._boundaries: list[str] = []
         self.now = 0
 
-    def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
+    def list(self, target: Target, take: TakeRows) -> Plan[None]:
         """Plan one listing."""
         began = self._clock()  # for a storage that sends no Date: before the first request, or a delivery settles early
         ranges = [_Range(after or "", until) for after, until in pairwise(["", *self._boundaries, None])]
-        yield from together((each.scan(target.prefix, take) for each in ranges), WIDTH)
+        yield from together((each.scan(target.prefix, lambda rows: take(rows, ())) for each in ranges), WIDTH)
         ends = [end for each in ranges for end in each.page_ends]
         count = min(MAX_RANGES, len(ends) // MIN_PAGES)
         self._boundaries = [ends[number * len(ends) // count - 1] for number in range(1, count)]
         now = min((each.now for each in ranges if each.now), default=None)
         self.now = int((now or began).timestamp())
 
-    def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
+    def quiet_for(self, deliveries: Mapping[str, State]) -> Mapping[str, float]:
         """Return the age of each delivery's newest object, in seconds."""
-        return {digest: self.now - newest for digest, (newest, _) in deliveries.items()}
+        return {digest: self.now - state[0] for digest, state in deliveries.items()}
 
 
 class SftpSource:
@@ -99,26 +103,43 @@ class SftpSource:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._changes: dict[str, tuple[tuple[int, int], float]] = {}
+        self._changes: dict[str, tuple[State, float]] = {}
         self._is_first = True
+        self._has_warned = False
         self._polled_at = 0.0
         self.now = 0
 
-    def list(self, target: Target, take: Callable[[Sequence[StoredObject]], None]) -> Plan[None]:
+    def list(self, target: Target, take: TakeRows) -> Plan[None]:
         """Plan one listing."""
+
+        def sort_out(_: int, files: Sequence[StoredObject]) -> None:
+            usable = [file for file in files if file.last_modified.timestamp() <= latest]
+            self._warn_of(len(files) - len(usable))
+            named = [(file, whole_name(file.key)) for file in usable]
+            take(
+                [file for file, name in named if name == file.key],
+                [file._replace(key=name) for file, name in named if name != file.key],
+            )
+
         yield [Server()]
-        self._polled_at, files = self._clock(), list[StoredObject]()
-        obstacles = yield from list_files(
-            [(0, [target])], lambda _, found: files.extend(found), is_first_poke=self._is_first
-        )
+        self._polled_at = self._clock()
+        latest = self._polled_at + FARTHEST_BEHIND  # of a server's clock that can be right somewhere
+        obstacles = yield from list_files([(0, [target])], sort_out, is_first_poke=self._is_first, by_folder=True)
         if obstacles:
             raise Obstacle(obstacles[0])
         self._is_first = False
-        whole = [file for file in files if whole_name(file.key) == file.key]
         self.now = int(self._polled_at) - FARTHEST_BEHIND
-        take(sorted(whole))
 
-    def quiet_for(self, deliveries: Mapping[str, tuple[int, int]]) -> Mapping[str, float]:
+    def _warn_of(self, ahead: int) -> None:
+        if ahead and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "%s dated more than 26 hours ahead and ignored: until then, each would hide its patient's deliveries. "
+                "Correct the times of such files.",
+                f"{ahead:,} file{' is' if ahead == 1 else 's are'}",
+            )
+
+    def quiet_for(self, deliveries: Mapping[str, State]) -> Mapping[str, float]:
         """Return for how many seconds each delivery has not changed between polls."""
         self._changes = {
             digest: known if (known := self._changes.get(digest)) and known[0] == state else (state, self._polled_at)

@@ -214,6 +214,28 @@ class TestOnSftp:
             assert world.poll(60) == []
             assert world.poll(300) == [("a", 1)]
 
+    @pytest.mark.parametrize("is_there_at_the_start", [True, False])
+    def test_a_file_dated_years_ahead_does_not_silence_its_patient(self, is_there_at_the_start):
+        world = SftpWorld()
+        if not is_there_at_the_start:
+            world.start()
+        world.put("a", "wrong", dated=world.files.now + 10 * 365 * 86_400)
+        if is_there_at_the_start:
+            world.start()
+        assert world.poll(60) + world.poll(300) == []
+        world.put("a")
+        assert world.poll(60) + world.poll(300) == [("a", 1)]
+
+    def test_a_file_dated_years_ahead_is_reported_once(self, caplog):
+        world = SftpWorld()
+        world.start()
+        world.put("a", "wrong", dated=world.files.now + 10 * 365 * 86_400)
+        world.poll(60)
+        world.poll(60)
+        (line,) = caplog.messages
+        assert line.startswith("1 file is dated more than 26 hours ahead and ignored")
+        assert "wrong" not in line
+
     def test_a_delivery_that_goes_on_has_not_settled(self):
         world = SftpWorld(off=-5 * 3_600)
         world.start()
@@ -237,6 +259,45 @@ class TestOnSftp:
         world.start()
         world.put("a", "1.part")
         assert world.poll(60) + world.poll(300) == []
+
+    def test_a_delivery_has_not_settled_while_a_half_written_file_grows(self):
+        world = SftpWorld()
+        world.start()
+        world.put("a", "1")
+        for _ in range(4):
+            world.put("a", "2.filepart")
+            assert world.poll(200) == []
+        world.files.rename("d/p/a/2.filepart", "d/p/a/2")
+        assert world.poll(100) == []
+        assert world.poll(300) == [("a", 2)]
+        assert world.poll(300) == []
+
+    def test_a_half_written_file_that_stays_holds_nothing_up(self):
+        world = SftpWorld()
+        world.start()
+        world.put("a", "1")
+        world.put("a", "2.part")
+        assert world.poll(60) + world.poll(300) == [("a", 1)]
+        watermark = world.announced.watermark
+        assert world.poll(100_000) == []
+        assert world.announced.watermark > watermark
+        assert world.announced.later == {}
+
+    @pytest.mark.parametrize("settles_after", [1, 4])
+    def test_a_delivery_with_an_older_time_than_many_others_is_not_lost(self, settles_after, monkeypatch):
+        """As of files that were moved in: they keep their times."""
+        monkeypatch.setattr(module, "MAX_REMEMBERED", 5)
+        world = SftpWorld()
+        world.start()
+        for number in range(20):
+            world.put(f"p{number:02}")
+        world.poll(60)
+        for number in range(settles_after):
+            world.put("moved", str(number), ago=1_000)
+            announced = world.poll(300)
+            assert len(announced) == (0 if number else 20)
+        assert world.poll(300) == [("moved", settles_after)]
+        assert world.poll(300) == []
 
     def test_since_is_compared_with_the_servers_times(self):
         world = SftpWorld(since=START - timedelta(hours=1))

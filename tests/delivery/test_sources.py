@@ -29,7 +29,7 @@ class Bucket:
     def poll(self) -> list[str]:
         """Return the keys as they are handed out."""
         found: list[str] = []
-        plan, self.batches = self.source.list(UNDER, lambda rows: found.extend(row.key for row in rows)), []
+        plan, self.batches = self.source.list(UNDER, lambda rows, _: found.extend(row.key for row in rows)), []
         batch = next(plan)
         try:
             while True:
@@ -148,6 +148,10 @@ def rows(keys: list[str]) -> list[dict[str, Any]]:
     return [{"Key": key, "LastModified": NOW, "Size": 1} for key in keys]
 
 
+def key_of(row: Any) -> str:
+    return row.key
+
+
 def server(**changes: Any) -> MemorySftp:
     return MemorySftp(now=NOW.timestamp(), **changes)
 
@@ -161,12 +165,17 @@ def answer_with(files: MemorySftp, change: Any) -> None:
 class TestSftpSource:
     """How a feed lists a server."""
 
-    def test_it_lists_whole_files_in_order(self):
+    def test_it_hands_over_each_folders_whole_files_and_half_written_ones_by_their_later_names(self):
         files, found = server(), []
         for name in ("p/b/1", "p/a/2", "p/a/1", "p/a/3.part"):
             files.write(f"d/{name}")
-        files.run(SftpSource(lambda: files.now).list(UNDER, found.extend))
-        assert [each.key for each in found] == ["d/p/a/1", "d/p/a/2", "d/p/b/1"]
+        files.run(
+            SftpSource(lambda: files.now).list(UNDER, lambda *rows: found.append([[*map(key_of, one)] for one in rows]))
+        )
+        assert sorted(each for each in found if any(each)) == [
+            [["d/p/a/1", "d/p/a/2"], ["d/p/a/3"]],
+            [["d/p/b/1"], []],
+        ]
 
     def test_an_obstacle_ends_the_poll(self):
         files = server()
@@ -182,24 +191,24 @@ class TestSftpSource:
             ),
         )
         with pytest.raises(Obstacle, match="does not report which entries are folders"):
-            files.run(SftpSource(lambda: files.now).list(UNDER, lambda rows: None))
+            files.run(SftpSource(lambda: files.now).list(UNDER, lambda *rows: None))
 
     def test_a_first_folder_that_is_not_there_is_a_mistake_at_first_and_an_obstacle_later(self):
         files, target = server(folders=()), expand("d/p/", {})
         source = SftpSource(lambda: files.now)
         with pytest.raises(NoSuchRoot):
-            files.run(source.list(target, lambda rows: None))
+            files.run(source.list(target, lambda *rows: None))
         files.write("d/p/a/1")
-        files.run(source.list(target, lambda rows: None))
+        files.run(source.list(target, lambda *rows: None))
         files.files.clear()
         with pytest.raises(Obstacle, match="no folder d/ any more"):
-            files.run(source.list(target, lambda rows: None))
+            files.run(source.list(target, lambda *rows: None))
 
     def test_folders_are_listed_side_by_side(self):
         files = server()
         for patient in range(100):
             files.write(f"d/p/{patient:03}/deep/1")
-        files.run(SftpSource(lambda: files.now).list(UNDER, lambda rows: None))
+        files.run(SftpSource(lambda: files.now).list(UNDER, lambda *rows: None))
         assert len([each for each in files.requests if isinstance(each, ListFolder)]) == 202
         assert max(files.batches) == 32
         assert len(files.batches) <= 20

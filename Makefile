@@ -13,7 +13,7 @@ CRASH ?= --write
 # Of `make bench`: names of benchmarks, and `--write`; see `python -m benchmarks --help`.
 BENCH ?=
 # Files in parallel: most of a test's time goes into waiting.
-PARALLEL := -n 4 --no-loadscope-reorder
+PARALLEL := -n 5 --no-loadscope-reorder
 # uv from the PATH, or from the package index into the environment itself.
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 # Compiled once: where Python may write no byte code, each of Airflow's many processes would take seconds for it.

@@ -26,16 +26,26 @@ for name in list(os.environ):
     if name.startswith(("AIRFLOW_CONN_", "AWS_ACCESS", "AWS_SECRET", "AWS_PROFILE", "AWS_SESSION")):
         del os.environ[name]
 
+import functools  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
+import signal  # noqa: E402
 import uuid  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from datetime import datetime, timedelta, timezone  # noqa: E402
 from typing import Any  # noqa: E402
 
+import botocore.loaders  # noqa: E402
+import botocore.session  # noqa: E402
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 from helpers import openssh, support  # noqa: E402
+
+# Shells let what they start in the background ignore Ctrl-C, and the programs that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Each AWS client would parse the same megabytes of botocore's data files: half the time of a test with one.
+botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
 
 # The same examples at each run, however busy the machine is.
 hypothesis.settings.register_profile(
@@ -48,7 +58,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 #: The longest tests go first, so that no worker begins with it when the others have ended.
-FIRST = ("end_to_end", "sensors", "benchmarks", "example_dags")
+FIRST = ("end_to_end", "sensors", "benchmarks", "example_dags", "docs", "sandbox", "check", "storage")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

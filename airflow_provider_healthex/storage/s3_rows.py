@@ -19,6 +19,11 @@ from botocore.utils import parse_timestamp
 #: A wildcard's handlers come before botocore's own, which parses all of a page to find an error in it.
 _EVENT = "before-parse.*.ListObjectsV2"
 
+#: The fields of a row that anybody reads.
+_FIELDS = ("Key", "LastModified", "Size", "ETag")
+
+_LAST_TAG = b"</Contents>"
+
 
 def read_rows_fast(client: Any) -> Any:
     """Let a boto3 client read rows fast, and return it."""
@@ -45,8 +50,9 @@ def _read(response_dict: dict[str, Any], customized_response_dict: MutableMappin
         reader.parse(body)
     except (expat.ExpatError, ValueError, OverflowError):
         return  # botocore says what is wrong
-    if reader.rows:
-        response_dict["body"] = body[: reader.begin] + body[body.index(b">", reader.end) + 1 :]
+    # Other forms of the same, as rows of another encoding or in an entity, are botocore's to read.
+    if body.startswith(b"<Contents", reader.begin) and body.startswith(_LAST_TAG, reader.end):
+        response_dict["body"] = body[: reader.begin] + body[reader.end + len(_LAST_TAG) :]
         customized_response_dict["Contents"] = reader.rows
 
 
@@ -61,7 +67,7 @@ class _Reader:
         #: Where the first row begins among the page's bytes, and where the last one's end tag does.
         self.begin = self.end = 0
         self._fields: dict[str, str] = {}
-        self._text = ""
+        self._field = self._text = ""
         self._depth = 0
         self._ended = False
         self._parser = parser = expat.ParserCreate("utf-8")
@@ -81,7 +87,11 @@ class _Reader:
     def _start(self, name: str, attributes: object) -> None:
         self._text = ""
         self._depth += 1
-        if self._depth == 2:
+        if self._depth == 3:
+            self._field = name
+        elif self._depth > 3 and self._field in _FIELDS:
+            raise ValueError("a field has elements")
+        elif self._depth == 2:
             self._fields = {}
             if name != "Contents":
                 self._ended = bool(self.rows)
@@ -96,6 +106,8 @@ class _Reader:
     def _end(self, name: str) -> None:
         self._depth -= 1
         if self._depth == 2:
+            if name in self._fields:
+                raise ValueError("a row has a field twice")
             self._fields[name] = self._text
         elif self._depth == 1 and name == "Contents":
             self.rows.append(_row(self._fields))

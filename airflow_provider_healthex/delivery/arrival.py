@@ -113,6 +113,9 @@ class Poke(Protocol):
     def quiet_for(self, index: int, fresh: Sequence[StoredObject], newest: datetime | None) -> float:
         """Return for how many seconds a patient's delivery has not changed; called once for each, at the end."""
 
+    def is_later_than(self, moment: datetime) -> bool:
+        """Return whether the listing began after a moment of the storage's clock."""
+
     def obstacle(self, index: int) -> str | None:
         """Return what prevented seeing a patient's objects."""
 
@@ -270,6 +273,8 @@ class ArrivalWait:
         yield from poke.list(indices, take)
         for index, tally in tallies.items():
             tally.quiet_for = poke.quiet_for(index, tally.rows, tally.last)
+            for seen in tally.paths:
+                seen.accept_marker(poke.is_later_than)
         return tallies, poke
 
     def _judge(self, tallies: Mapping[int, _Tally], *, must_settle: bool) -> dict[int, Arrival]:

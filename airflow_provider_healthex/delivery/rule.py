@@ -74,7 +74,9 @@ class Seen:
     fresh: int = 0
     stale: int = 0
     newest_stale: datetime | None = None
-    marked: bool = False  # a fresh marker was there
+    marker_at: datetime | None = None  # when the first fresh marker was written
+    parts: int = 0  # of the listing, that had objects of the path
+    marked: bool = False  # a fresh marker is there, and all that was written before it has been listed
 
     def add(
         self,
@@ -85,11 +87,13 @@ class Seen:
     ) -> list[StoredObject]:
         """Count the rows that belong to the path, and return the fresh data objects among them."""
         fresh = []
+        before = self.stale, self.marker_at
         for row in rows:
             if not row.is_data:
                 continue
             if marker and target.holds_marker(row.key, marker):
-                self.marked = self.marked or is_fresh(row)
+                if is_fresh(row):
+                    self.marker_at = min(self.marker_at or row.last_modified, row.last_modified)
             elif target.matches(row.key):
                 if is_fresh(row):
                     fresh.append(row)
@@ -98,4 +102,16 @@ class Seen:
                 if self.newest_stale is None or row.last_modified > self.newest_stale:
                     self.newest_stale = row.last_modified
         self.fresh += len(fresh)
+        self.parts += bool(fresh) or before != (self.stale, self.marker_at)
         return fresh
+
+    def accept_marker(self, listed_since: Callable[[datetime], bool]) -> None:
+        """
+        Accept the marker, if all that was written before it has been listed.
+
+        One part of a listing shows one moment. Over several, a key may be written behind the part that was just listed,
+        and then the marker ahead of it.
+
+        :param listed_since: returns whether the whole listing is later than a moment.
+        """
+        self.marked = self.marker_at is not None and (self.parts == 1 or listed_since(self.marker_at))

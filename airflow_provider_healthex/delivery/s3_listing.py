@@ -145,6 +145,10 @@ class S3Poke:
         """Return the age of a patient's newest object by S3's clock, in seconds."""
         return (self._now - newest).total_seconds() if newest else 0.0
 
+    def is_later_than(self, moment: datetime) -> bool:
+        """Return whether the listing began after a moment of S3's clock, which counts whole seconds."""
+        return moment < self._now
+
     def obstacle(self, index: int) -> str | None:
         """Return None: S3 shows everything, or answers with an error."""
         return None

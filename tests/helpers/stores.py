@@ -79,6 +79,9 @@ class RowsListing:
     def quiet_for(self, index: int, fresh: Any, newest: datetime | None) -> float:
         return (self.now - newest).total_seconds() if newest else 0.0
 
+    def is_later_than(self, moment: datetime) -> bool:
+        return True  # the rows are one moment, however they are handed over
+
     def obstacle(self, index: int) -> None:
         return None
 

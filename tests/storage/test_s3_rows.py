@@ -127,7 +127,9 @@ def test_an_error_stays_botocores(server, listed: Callable, answer, error):
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_field_that_a_row_has_twice_is_none_of_them(server, listed: Callable, field):
     """Which of two keys would be the object's? botocore hands over both, and a listing refuses that."""
-    server.script(changed(s3.listing("d/1"), f"<{field}>(.*)</{field}>", rf"<{field}>\1</{field}><{field}>\1</{field}>"))
+    server.script(
+        changed(s3.listing("d/1"), f"<{field}>(.*)</{field}>", rf"<{field}>\1</{field}><{field}>\1</{field}>")
+    )
     try:
         (row,) = listed(server.endpoint_url)["Contents"]
     except (TypeError, ValueError):  # botocore's own, of two times or sizes

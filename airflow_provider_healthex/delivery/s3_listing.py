@@ -12,8 +12,8 @@ stretches' common prefix, ``n_i`` in stretch ``i`` and 1,000 in a full page this
   stretch's keys: so a full page either ends behind the stretch, which is then finished, or holds 1,000 of its keys. So
   there are at most ``sum(floor(n_i / 1000) + 1)`` requests.
 
-Both hold for a first poke, hence the lesser does. Later ones know where rows lay, and make several such walks side by
-side where that costs less (`s3_ranges`): the second bound holds for them, too. ``floor(n / 1000) + 1`` is
+Both hold for the first listing of a path, hence the lesser does. Later ones know where rows lay, and make several such
+walks side by side where that costs less (`s3_ranges`): the second bound holds for them, too. ``floor(n / 1000) + 1`` is
 ``max(1, ceil(n / 1000))``, but for a stretch of exactly 1,000, 2,000, … keys: its last page doesn't show that nothing
 follows.
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from airflow_provider_healthex.delivery.template import Kind, Target
 
 _LAST_CHARACTER = "\U0010ffff"
+_LAST_BEFORE_SURROGATES = "\ud7ff"
 
 
 class Stretch(NamedTuple):
@@ -29,12 +30,17 @@ class Stretch(NamedTuple):
     @property
     def end(self) -> str:
         """The least text that is greater than every key of the stretch."""
-        return self.prefix + "\0" if self.exact else self.prefix[:-1] + chr(ord(self.prefix[-1]) + 1)
+        if self.exact:
+            return self.prefix + "\0"
+        begin = self.prefix.rstrip(_LAST_CHARACTER)  # which has no successor
+        return begin[:-1] + chr(ord(begin[-1]) + 1) if begin else _LAST_CHARACTER * (len(self.prefix) + 1)
 
     @property
     def start_after(self) -> str:
         """The key to start after, to see the stretch's first key first: no key has that character."""
-        return self.prefix[:-1] + chr(ord(self.prefix[-1]) - 1) + _LAST_CHARACTER
+        last = self.prefix[-1]
+        before = _LAST_BEFORE_SURROGATES if last == "\ue000" else chr(ord(last) - 1)  # no UTF-8 has a surrogate
+        return self.prefix[:-1] + before + _LAST_CHARACTER
 
     def covers(self, other: Stretch) -> bool:
         """Return whether every key of another stretch is one of this."""

@@ -49,6 +49,9 @@ TRIGGERER = "triggerer"
 #: Seconds for opening a client, and for one listing with botocore's own retries. botocore's timeouts bound a single
 #: read: an answer that drips, or whose end can't be found, holds it for ever.
 REQUEST_LIMIT = 120.0
+#: Threads of requests, those included that were given up: an answer that never ends holds its thread.
+MAX_THREADS = 64
+_THREAD = "healthex-s3"
 #: Seconds for writing an object.
 WRITE_LIMIT = 600.0
 #: Seconds for a client to close.
@@ -338,6 +341,8 @@ def _parts(batch: Sequence[Any], client: Any) -> list[Sequence[Any]]:
 
 def _within(seconds: float, *calls: Callable[[], T]) -> list[T]:
     """Return what calls return, or give them up after some seconds; their threads end when the server lets them."""
+    if sum(thread.name == _THREAD for thread in threading.enumerate()) > MAX_THREADS - len(calls):
+        raise _Unanswered(seconds)  # as those before it
     outcomes: list[Future[T]] = [Future() for _ in calls]
 
     def run(call: Callable[[], T], outcome: Future[T]) -> None:
@@ -347,7 +352,7 @@ def _within(seconds: float, *calls: Callable[[], T]) -> list[T]:
             outcome.set_exception(error)
 
     for call, outcome in zip(calls, outcomes, strict=True):
-        threading.Thread(target=run, args=(call, outcome), name="healthex-s3", daemon=True).start()
+        threading.Thread(target=run, args=(call, outcome), name=_THREAD, daemon=True).start()
     done, running = wait(outcomes, seconds, return_when=FIRST_EXCEPTION)
     for outcome in done:
         outcome.result()  # raises what failed

@@ -42,3 +42,15 @@ def test_a_stretch_inside_another_is_left_out(paths, kept):
     assert [(one.prefix, one.exact) for one in found] == kept
     assert {one.owner for one in found} == {7}
     assert all(one.prefix == paths[one.path].partition("*")[0] for one in found)
+
+
+@pytest.mark.parametrize("last", ["!", "~", "\ud7ff", "\ue000", "\uffff", "\U00010000", "\U0010ffff"])
+def test_whatever_character_a_prefix_ends_with_its_keys_lie_between_its_limits(last):
+    """As an external id may end with it; what follows must not be skipped, and S3 gets what UTF-8 can write."""
+    one = Stretch(f"d/{last}", False, 0)
+    for key in (one.prefix, f"{one.prefix}/a", f"{one.prefix}\ud7ff"):
+        assert one.start_after.encode() < key.encode()
+        assert key < one.end
+    assert one.start_after < f"d/{last}"
+    assert one.end > one.prefix
+    assert (last == "\U0010ffff") or one.end <= f"d/{chr(ord(last) + 1)}"

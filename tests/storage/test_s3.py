@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import socket
+import threading
 import time
 import traceback
 import warnings
@@ -564,6 +565,23 @@ class TestAnswersThatDoNotEnd:
         assert verdict.reason.endswith("; retrying at the next poke")
         monkeypatch.undo()
         connect(monkeypatch, faulty.endpoint_url)
+        assert watched.poke().waiting is None
+
+    def test_hold_a_limited_number_of_threads(self, faulty, monkeypatch):
+        def threads() -> int:
+            return sum(thread.name == module._THREAD for thread in threading.enumerate())
+
+        connect(monkeypatch, faulty.endpoint_url)
+        monkeypatch.setattr(module, "_THREAD", "of this test alone")
+        monkeypatch.setattr(module, "REQUEST_LIMIT", 0.3)
+        monkeypatch.setattr(module, "MAX_THREADS", 2)
+        faulty.script(*[s3.DRIPPING] * 2, s3.listing("d/1"))
+        watched = OnWorker()
+        for _ in range(4):
+            assert watched.poke().reason.startswith("S3 did not answer the worker within 0.3 s")
+            assert threads() <= 2
+        monkeypatch.setattr(module, "MAX_THREADS", 3)
+        monkeypatch.setattr(module, "REQUEST_LIMIT", 60)
         assert watched.poke().waiting is None
 
     def test_are_named_by_their_limit(self, opened, faulty, monkeypatch):

@@ -52,12 +52,20 @@ class Waiting:
         return self.reason.removesuffix("; retrying at the next poke")
 
 
+def advance(plan: Plan[Any], answers: Sequence[Any] | None) -> tuple[Sequence[Any], StopIteration | None]:
+    """Return a plan's next batch, or its end: a StopIteration can't leave a thread."""
+    try:
+        return plan.send(answers), None  # type: ignore[arg-type]  # None begins it
+    except StopIteration as end:
+        return (), end
+
+
 def together(threads: Iterable[Steps[T]], width: int) -> Plan[list[T]]:
     """Run several threads of requests side by side, at most ``width`` of them at a time; return what each returned."""
     waiting, results = iter(threads), []
     running: list[tuple[Steps[T], Any]] = []  # each with the request it wants answered
 
-    def advance(thread: Steps[T], answer: Any) -> None:
+    def go_on(thread: Steps[T], answer: Any) -> None:
         try:
             running.append((thread, thread.send(answer)))
         except StopIteration as end:
@@ -66,13 +74,13 @@ def together(threads: Iterable[Steps[T]], width: int) -> Plan[list[T]]:
     while True:
         while len(running) < width and (more := list(islice(waiting, width - len(running)))):
             for thread in more:
-                advance(thread, None)
+                go_on(thread, None)
         if not running:
             return results
         batch, running = running, []
         answers = yield [request for _, request in batch]
         for (thread, _), answer in zip(batch, answers, strict=True):
-            advance(thread, answer)
+            go_on(thread, answer)
 
 
 def alone(thread: Steps[T]) -> Plan[T]:

@@ -19,7 +19,7 @@ from asgiref.sync import sync_to_async
 from botocore import exceptions as boto
 
 from airflow_provider_healthex.delivery.hints import s3_hint
-from airflow_provider_healthex.delivery.plan import Plan, Steps, Waiting
+from airflow_provider_healthex.delivery.plan import Plan, Steps, Waiting, advance
 from airflow_provider_healthex.delivery.s3_listing import IncompleteListing, S3Listing, UnusableListing
 from airflow_provider_healthex.exceptions import HealthExConfigurationError, HealthExConnectionError, HealthExError
 from airflow_provider_healthex.hooks.connection import ConnectionNotFound, find_connection
@@ -293,10 +293,10 @@ class AsyncBucket(_Bucket):
             while True:
                 doing = Doing.DECIDING
                 # Thousands of rows take a moment, which the event loop must not spend.
-                batch, ending = await asyncio.to_thread(_advance, plan, answers)
-                if ending is not None:
+                batch, end = await asyncio.to_thread(advance, plan, answers)
+                if end is not None:
                     self.listed = True
-                    return cast("T", ending.value)
+                    return cast("T", end.value)
                 doing, answers = Doing.LISTING, []
                 count_lists(len(batch))
                 for some in _parts(batch, client):
@@ -323,14 +323,6 @@ def _with_data(session: Any) -> Any:
     with suppress(Exception):  # its own client meets the same, and says so
         other.create_client("s3", "us-east-1", aws_access_key_id="-", aws_secret_access_key="-")
     return session
-
-
-def _advance(plan: Plan[Any], answers: Any) -> tuple[Sequence[Any], StopIteration | None]:
-    """Advance a plan in a thread, which a StopIteration can't leave."""
-    try:
-        return plan.send(answers), None
-    except StopIteration as end:
-        return (), end
 
 
 def _parts(batch: Sequence[Any], client: Any) -> list[Sequence[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,9 +13,9 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 from airflow.providers.common.compat.sdk import AirflowException, AirflowNotFoundException
 
 from airflow_provider_healthex.delivery.hints import sftp_hint
-from airflow_provider_healthex.delivery.plan import Pause, Plan, Steps, Waiting
+from airflow_provider_healthex.delivery.plan import Pause, Plan, Steps, Waiting, advance
 from airflow_provider_healthex.delivery.sftp_clock import digest
-from airflow_provider_healthex.delivery.sftp_listing import CONFIRMATION, SftpListing
+from airflow_provider_healthex.delivery.sftp_listing import CONFIRMATION, WIDTH, SftpListing
 from airflow_provider_healthex.delivery.sftp_requests import (
     Entry,
     EntryType,
@@ -35,6 +35,8 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"Waiting on an SFTP server needs {error.name}: pip install 'airflow-provider-healthex[sftp]'", name=error.name
     ) from error
+
+from airflow_provider_healthex.storage.sftp_keys import check_keys
 
 if TYPE_CHECKING:
     from airflow_provider_healthex.delivery.template import Target
@@ -124,6 +126,7 @@ class SftpServer:
     _origin: str = field(default="", init=False)  # scheme, host and port
     _home: str = field(default="/", init=False)  # where relative paths begin
     _server: str = field(default="", init=False)
+    _width: int = field(default=WIDTH, init=False)  # requests at once
 
     @property
     def listing(self) -> Callable[..., SftpListing]:
@@ -200,7 +203,7 @@ class SftpServer:
         for name, value in (("host", connection.host), ("login", connection.login)):
             if not value:
                 raise HealthExConfigurationError(f"The connection {self.sftp_conn_id!r} names no {name}: give it one.")
-        _check_keys(self.sftp_conn_id, connection.extra_dejson)
+        check_keys(self.sftp_conn_id, connection.extra_dejson)
         stack = AsyncExitStack()
         try:
             async with _within(REQUEST_LIMIT):
@@ -228,21 +231,39 @@ class SftpServer:
             raise _Unusable from error
 
     async def _drive(self, plan: Plan[T], sftp: asyncssh.SFTPClient) -> T:
-        try:
-            batch = next(plan)
-            while True:
-                if isinstance(batch[0], Pause):
-                    await asyncio.sleep(batch[0].seconds)
-                    answers: Sequence[Any] = [None]
-                elif isinstance(batch[0], Server):
-                    answers = [self._server]
-                else:
-                    async with _within(REQUEST_LIMIT):
-                        answers = await asyncio.gather(*(_answer(sftp, request) for request in batch))
-                batch = plan.send(answers)
-        except StopIteration as end:
-            self.listed = True
-            return cast("T", end.value)
+        answers: Sequence[Any] | None = None
+        while True:
+            # Thousands of files take a moment, which the event loop must not spend.
+            batch, end = await asyncio.to_thread(advance, plan, answers)
+            if end is not None:
+                self.listed = True
+                return cast("T", end.value)
+            if isinstance(batch[0], Pause):
+                await asyncio.sleep(batch[0].seconds)
+                answers = [None]
+            elif isinstance(batch[0], Server):
+                answers = [self._server]
+            else:
+                async with _within(REQUEST_LIMIT):
+                    answers = await self._answer_all(sftp, batch)
+
+    async def _answer_all(self, sftp: asyncssh.SFTPClient, batch: Sequence[Stat | ListFolder]) -> Sequence[Any]:
+        """Make the requests of a batch at once; fewer where the server refuses some, as it limits open folders."""
+        answers: dict[int, Any] = {}
+        while len(answers) < len(batch):
+            left = [position for position in range(len(batch)) if position not in answers][: self._width]
+            found = await asyncio.gather(*(_answer(sftp, batch[position]) for position in left), return_exceptions=True)
+            errors = [each for each in found if isinstance(each, BaseException)]
+            for error in errors:
+                if not isinstance(error, asyncssh.SFTPFailure) or len(left) == 1:
+                    self._width = WIDTH  # it was not too many
+                    raise error
+            if errors:
+                self._width = max(1, len(left) // 2)
+            answers.update(
+                (position, each) for position, each in zip(left, found, strict=True) if not isinstance(each, Exception)
+            )
+        return [answers[position] for position in range(len(batch))]
 
     def _judge(self, error: Exception, doing: str) -> Waiting:
         """
@@ -334,40 +355,6 @@ def _is_text(name: bytes) -> bool:
     try:
         name.decode()
     except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _check_keys(sftp_conn_id: str, extra: Mapping[str, Any]) -> None:
-    """Refuse keys that were pasted in another form, which would look like an attack, or like nothing at all."""
-    host_key, private_key = extra.get("host_key"), extra.get("private_key")
-    if isinstance(private_key, str) and "-----END" in private_key and "\n" not in private_key.strip():
-        raise HealthExConfigurationError(
-            f"private_key in the Extra of sftp_conn_id {sftp_conn_id!r} has lost its line ends: write each as \\n in "
-            "the Extra's JSON."
-        )
-    if host_key is None:
-        return
-    words = str(host_key).split()
-    kind, key = (words[0], words[1]) if len(words) > 1 else ("ssh-rsa", "".join(words))
-    if any(word.startswith(_KEY_TYPES) for word in words[1:]):
-        problem = "is a line of ssh-keyscan or known_hosts: leave out the host before the key"
-    elif not _is_public_key(f"{kind} {key}"):
-        problem = "can't be read: give the key's type and the key"
-    else:
-        return
-    raise HealthExConfigurationError(
-        f"host_key in the Extra of sftp_conn_id {sftp_conn_id!r} {problem}, as in 'ssh-ed25519 AAAA…'."
-    )
-
-
-_KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
-
-
-def _is_public_key(text: str) -> bool:
-    try:
-        asyncssh.import_public_key(text)
-    except asyncssh.KeyImportError:
         return False
     return True
 

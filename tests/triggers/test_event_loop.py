@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 import time
 from datetime import timedelta
 
+import pytest
 from airflow.providers.amazon.aws.hooks import base_aws
 from botocore.loaders import JSONFileLoader, Loader
 from helpers.support import utc_now
@@ -86,3 +88,50 @@ def test_a_client_is_made_of_files_that_were_read_elsewhere(monkeypatch):
     assert event["message"].startswith("no objects under")
     assert readers
     assert threading.main_thread() not in readers
+
+
+@pytest.fixture
+def small_process():
+    """Keep pytest's and Airflow's objects out of garbage collections, which hold every thread: they are not ours."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("airflow_database", "small_process")
+def test_a_folder_of_twenty_thousand_files_does_not_hold_it(monkeypatch):
+    asyncssh = pytest.importorskip("asyncssh")
+    from helpers.odd_sftp import OddSftp
+
+    from airflow_provider_healthex.triggers.sftp import HealthExSftpDataArrivalTrigger
+
+    now = utc_now()
+    file = asyncssh.SFTPAttrs(permissions=0o100644, size=2, atime=0, mtime=int(now.timestamp()))
+    beats: list[float] = []
+
+    async def scandir(files, path):
+        for number in range(20_000 if path.endswith(b"patient/") else 0):
+            yield asyncssh.SFTPName(f"{number:05}.json".encode(), attrs=file)
+
+    async def run(trigger) -> list:
+        beating = asyncio.create_task(heartbeat(beats))
+        try:
+            return [event.payload async for event in trigger.run()]
+        finally:
+            beating.cancel()
+
+    patient = Patient("patient", now - timedelta(minutes=1))
+    expectation = Expectation(("d/{healthexPatientId}/",), {}, (patient,), ArrivalRule(quiet_period=0)).to_dict()
+    with OddSftp(scandir=scandir) as server:
+        monkeypatch.setenv("AIRFLOW_CONN_SFTP_DEFAULT", server.connection())
+        trigger = HealthExSftpDataArrivalTrigger(
+            sftp_conn_id="sftp_default",
+            expectation=expectation,
+            waiting_for="a patient",
+            deadline=time.time() + 60,
+            poke_interval=0.1,
+        )
+        (event,) = asyncio.run(run(trigger))
+    assert event["status"] == "arrived"
+    assert max(beats) < LONGEST

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import support
 from helpers.support import load_dags, run_dag, xcom
 
 from airflow_provider_healthex.sandbox import patients
@@ -28,6 +29,7 @@ def test_a_strict_type_checker_accepts_outputs_and_templates_as_arguments_and_th
 
 
 @pytest.mark.usefixtures("airflow_database")
+@pytest.mark.skipif(support.AIRFLOW == (3, 0), reason="Airflow 3.0 can't push the None of an optional key")
 def test_one_key_of_the_output_is_an_argument_with_multiple_outputs(healthex_sandbox):
     run = run_dag(load_dags("dags/typed.py").typed, healthex_sandbox, skip_interactive=True)
     assert run.state == "success"

@@ -9,7 +9,7 @@ from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
 from airflow_provider_healthex.arguments import CHUNK_NAME, boolean, is_rendered_later, name_chunks_alone, one_of
 from airflow_provider_healthex.client import PatientUpdate, PatientUpdateFailure
@@ -177,7 +177,9 @@ class _Try:
             self._end_without_store(error)
         except HealthExError as error:
             self._fail(str(error), error)
-        except (Exception, AirflowTaskTimeout) as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # execution_timeout, or Airflow that ends the task, too
             self._break_off(error)
         self._log_outcome()
         reason = self._reason_to_fail()

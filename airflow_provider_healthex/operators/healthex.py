@@ -262,6 +262,16 @@ class HealthExUpdatePatientOperator(HealthExOperator):
             journal.checkpoint()
             count_request(FAILED)
             raise
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # execution_timeout, or Airflow that ends the task
+            journal.break_off()
+            if journal.is_kept or self.on_ambiguous == "retry" or not journal.ambiguous_since(patient_id):
+                raise
+            raise AirflowFailException(
+                f"{type(error).__name__}: {error}. Not retried: HealthEx may have accepted the update of patient "
+                f"'{patient_id}', and this task would request it again."
+            ) from error
         answer = update.to_dict()
         answer["requested_at"] = ambiguous_since or answer["requested_at"]
         text = json.dumps(answer)

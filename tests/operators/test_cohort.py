@@ -408,7 +408,11 @@ def test_without_a_store_a_failure_is_retryable_while_nothing_was_accepted(servi
     assert not isinstance(error, AirflowFailException)
 
 
-@pytest.mark.parametrize("accident", [RuntimeError("a bug"), AirflowTaskTimeout("too long")])
+class Terminated(BaseException):
+    """As Airflow 2.11 ends a task that it was told to."""
+
+
+@pytest.mark.parametrize("accident", [RuntimeError("a bug"), AirflowTaskTimeout("too long"), Terminated("SIGTERM")])
 @pytest.mark.parametrize("durable", [True, False])
 def test_an_unexpected_error_pushes_the_result_and_requests_no_patient_twice(service, monkeypatch, accident, durable):
     store = Store() if durable else None
@@ -425,6 +429,13 @@ def test_an_unexpected_error_pushes_the_result_and_requests_no_patient_twice(ser
         again = run(cohort(ids(40)), store)
         assert len(again["in_progress"]) == 40
         assert set(service.asked().values()) == {1}
+
+
+def test_ctrl_c_stays_what_it_is(service, monkeypatch):
+    task = cohort(ids(40), max_concurrency=2)
+    break_at(task, 10, KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(task)
 
 
 def break_at(task, count, error, monkeypatch):

@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import DAG, AirflowFailException, Airfl
 from helpers.operators import RefusingStore, Store
 from helpers.support import context_of
 
+from airflow_provider_healthex.client.transport import Transport
 from airflow_provider_healthex.exceptions import (
     HealthExAuthenticationError,
     HealthExConfigurationError,
@@ -361,6 +362,23 @@ class TestDurable:
         answer = run(operator(project_id=healthex_sandbox.project_id, on_ambiguous="assume_started"), store)
         assert (answer["requested_at"], answer["ambiguous"], answer["organization_id"]) == (early, True, None)
 
+    @pytest.mark.parametrize("choice", ["fail", "assume_started"])
+    def test_without_a_store_a_request_that_is_stopped_is_not_retried(self, healthex_sandbox, choice, monkeypatch):
+        """By execution_timeout, or by Airflow 2.11 that ends the task; both retry what isn't final."""
+        stop_updates(monkeypatch)
+        with pytest.raises(AirflowFailException, match=r"by a signal.* Not retried: HealthEx may have accepted"):
+            run(operator(on_ambiguous=choice))
+
+    def test_without_a_store_retry_leaves_a_request_that_is_stopped_to_airflow(self, healthex_sandbox, monkeypatch):
+        stop_updates(monkeypatch)
+        with pytest.raises(Stopped):
+            run(operator(on_ambiguous="retry"))
+
+    def test_a_task_that_is_stopped_before_its_request_is_left_to_a_retry(self, healthex_sandbox, monkeypatch):
+        monkeypatch.setattr("airflow_provider_healthex.client.api.HealthExClient.check_token", stopped)
+        with pytest.raises(Stopped):
+            run(operator())
+
     def test_without_durable_nothing_is_stored(self, healthex_sandbox):
         store = Store()
         run(operator(durable=False), store)
@@ -373,17 +391,25 @@ class TestDurable:
 
     @staticmethod
     def kill_during_the_request(task, store, monkeypatch):
-        class Killed(BaseException):
-            pass
-
-        def die(*args, **kwargs):
-            raise Killed
-
         with monkeypatch.context() as patch:
-            patch.setattr("airflow_provider_healthex.client.transport.Transport.send", die)
-            with pytest.raises(Killed):
+            stop_updates(patch)
+            with pytest.raises(Stopped):
                 run(task, store)
         return datetime.now(timezone.utc)
+
+
+class Stopped(BaseException):
+    pass
+
+
+def stopped(*args, **kwargs):
+    raise Stopped("by a signal")
+
+
+def stop_updates(monkeypatch):
+    """Stop the task's process where it sends an update; a token is still requested."""
+    send = Transport.send
+    monkeypatch.setattr(Transport, "send", lambda self, call, token: (stopped if token else send)(self, call, token))
 
 
 def test_after_on_kill_waits_end_at_once_and_nothing_is_sent(healthex_sandbox):

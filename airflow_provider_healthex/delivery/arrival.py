@@ -199,15 +199,12 @@ class ArrivalWait:
         self.expectation = expectation
         self.targets = [expectation.targets(patient) for patient in expectation.patients]
         self.arrived: dict[int, Arrival] = {}  # by the patient's position
+        #: The positions of the patients who haven't arrived.
+        self.missing = list(range(len(self.targets)))
         self._floors = [expectation.rule.floor(patient.requested_at) for patient in expectation.patients]
         self._remark = ""
         self._refuse_twins()
         self.listing = listing(expectation, self.targets)
-
-    @property
-    def missing(self) -> list[int]:
-        """The positions of the patients who haven't arrived."""
-        return [index for index in range(len(self.targets)) if index not in self.arrived]
 
     def poke(self, take: Take | None = None) -> Plan[Waiting | None]:
         """
@@ -217,7 +214,9 @@ class ArrivalWait:
         :returns: why the wait goes on, or None where all have arrived.
         """
         tallies, arrived, reason = yield from self._check(self.missing, take, must_settle=True)
-        self.arrived.update(arrived)
+        if arrived:
+            self.arrived.update(arrived)
+            self.missing = [index for index in self.missing if index not in arrived]
         if len(self.arrived) == len(self.targets):
             return None
         if reason:

@@ -84,6 +84,9 @@ class Layout:
     def __init__(self, some: Iterable[Stretch]) -> None:
         self.ordered = sorted(some)
         self._prefixes = [one.prefix for one in self.ordered]
+        self._positions: dict[int, list[int]] = {}
+        for position, one in enumerate(self.ordered):
+            self._positions.setdefault(one.owner, []).append(position)
         self._inside = array("q", [0]) * len(self.ordered)
         self._before = array("q", [0]) * (len(self.ordered) + 1)
         self._is_known = False
@@ -94,7 +97,7 @@ class Layout:
 
         :param request: the rows that cost as much as a request.
         """
-        wanted = [position for position, one in enumerate(self.ordered) if one.owner in owners]
+        wanted = sorted(position for owner in owners for position in self._positions.get(owner, ()))
         if not self._is_known or len(wanted) < 2:
             return [wanted] if wanted else []
         starts = list(accumulate(map(add, self._before, chain([0], self._inside))))

@@ -197,6 +197,7 @@ def test_a_thousand_patients_of_a_hundred_objects_take_no_more_requests_than_pro
     s3 = MemoryS3({f"d/p/{one}/{n:02}": at(10) for one in ids for n in range(100)}, NOW)
     wait = waiting_for(*ids)
     wait.arrived.update((index, one_object(NOW)) for index in range(1_000) if index % (1_000 // missing))
+    wait.missing = [index for index in range(1_000) if index not in wait.arrived]
     assert len(wait.missing) == missing
     assert s3.poke(wait).waiting is None
     assert sum(one.object_count for one in wait.arrived.values()) == missing * 100 + (1_000 - missing)

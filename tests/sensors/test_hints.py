@@ -6,7 +6,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferred
 from helpers import s3_faults as s3
 from helpers.places import arguments, update
-from helpers.support import MODES, aws_connection, context_of, run_sensor, utc_now
+from helpers.support import AIRFLOW, MODES, aws_connection, context_of, run_sensor, utc_now
 
 from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSensor, HealthExDataArrivalSensor
 
@@ -33,7 +33,8 @@ def test_a_typing_error_is_named_once_and_the_timeout_names_the_place(bucket, mo
     place = rf"within 1\.5 s.* under 's3://{bucket.name}/d/{{healthexPatientId}}'.*; last poke: "
     with pytest.raises(AirflowSensorTimeout, match=place):
         run_sensor(sensor(mode, bucket.name))
-    assert task_log().count(HINT) == 1
+    # On 2.11 each line is printed and handed to logging.
+    assert task_log().count(HINT) == (2 if AIRFLOW < (3,) else 1)
 
 
 def test_a_path_that_stale_objects_match_needs_no_hint(monkeypatch):

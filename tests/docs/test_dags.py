@@ -37,7 +37,6 @@ def printed(name: str, sandbox: Sandbox, replaced: dict[str, str]):
         "deferrable=True": "deferrable=True, poke_interval=0.5, quiet_period=1",
         "timeout=6 * 60 * 60": "timeout=60",
         'schedule="0 2 * * *"': "schedule=None",
-        "datetime(2026, 12, 1)": "datetime(2026, 1, 1)",
         **replaced,
     }
     for old, new in replaced.items():

@@ -9,7 +9,7 @@ from airflow_provider_healthex.sensors.healthex import HealthExCohortArrivalSens
 PATIENTS = ["17d4513f-73e8", "0b6f8c2e-11aa", "5c1d9e70-42b3", "9a27e6f4-08cd", "e3b05d18-97f2"]
 
 
-@dag(schedule="0 2 * * *", start_date=datetime(2026, 12, 1), catchup=False, max_active_runs=1)
+@dag(schedule="0 2 * * *", start_date=datetime(2026, 1, 1), catchup=False, max_active_runs=1)  # unpausing starts a run
 def nightly():
     refresh = HealthExUpdateCohortOperator(task_id="refresh", patient_ids=PATIENTS, max_failures=2)
     arrival = HealthExCohortArrivalSensor(

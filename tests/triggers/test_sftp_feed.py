@@ -98,7 +98,7 @@ def test_a_delivery_that_still_changes_is_not_announced(d: OpenSsh):
             d.put(f"d/p/a/{number}.json")
             time.sleep(0.5)
 
-    ((delivery,),) = events(trigger(quiet_period=1.2), 1, during=grow)
+    ((delivery,),) = events(trigger(quiet_period=3), 1, during=grow)
     assert delivery["object_count"] == 4
 
 

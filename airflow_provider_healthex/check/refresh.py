@@ -215,7 +215,7 @@ def _may_request(report: Report, account: Account, wanted: Wanted) -> bool:
         report.skip(8, "nothing was requested: the project can't be read")
     elif wanted.patient not in account.patients:
         of = plural(len(account.patients), "consented patient")
-        report.fail(8, f"nothing was requested: {wanted.patient!r} is none of the {of}", "correct the patient id")
+        report.fail(8, f"nothing was requested: {wanted.patient!r} is not one of the {of}", "correct the patient id")
     else:
         return True
     return False

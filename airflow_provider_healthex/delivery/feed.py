@@ -94,7 +94,7 @@ class Announced:
 
     @classmethod
     def from_dict(cls, value: Any) -> Announced | None:
-        """Read the JSON form, or return None where it is none."""
+        """Read the JSON form, or return None for anything else."""
         try:
             moment, digest = value["watermark"]
             later = {str(key): int(newest) for key, newest in value["later"].items()}

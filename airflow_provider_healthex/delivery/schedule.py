@@ -85,7 +85,7 @@ class WaitingLog:
         self._logged_at = 0.0
 
     def note(self, reason: str) -> None:
-        """Log why the wait goes on, if that is news: a countdown of seconds is none."""
+        """Log why the wait goes on, if that is news, as a mere countdown isn't."""
         now = time.time()
         state = (_SECONDS.sub("", reason), self._schedule.is_enough(now))
         if state != self._last or now - self._logged_at >= HEARTBEAT:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from airflow_provider_healthex.client.bulk import Checkpoint, check_concurrency, checkpointed, distinct, each_update
-from airflow_provider_healthex.client.calls import LONG, Call, Repeat, flag, identifier, json_body, text
+from airflow_provider_healthex.client.calls import LONG, Call, RetryEffect, flag, identifier, json_body, text
 from airflow_provider_healthex.client.cancel import CancelEvent
 from airflow_provider_healthex.client.classify import unreadable
 from airflow_provider_healthex.client.models import (
@@ -166,7 +166,7 @@ class HealthExClient:
             "/v1/projects/{projectId}/recruitment/identified-patients/{patientId}/$updateData",
             ids={"projectId": project_id, "patientId": patient_id},
             subject=f"Update of patient {patient_id!r}",
-            repeat=Repeat.BILLED,
+            retry_effect=RetryEffect.BILLED,
             body=body,
             first_words={404: f"Patient {patient_id!r} not found"},
             hints={
@@ -212,7 +212,7 @@ class HealthExClient:
             "/v1/projects/{projectId}/patients",
             subject="Adding patients",
             ids={"projectId": identifier("project_id", project_id)},
-            repeat=Repeat.SAFE,
+            retry_effect=RetryEffect.DOCUMENTED_IDEMPOTENT,
             body=json_body({"patients": rows, **flag("suppressNotifications", suppress_notifications)}),
             private=tuple({value for each in personal for value in each}),
             limit=LONG,
@@ -231,7 +231,7 @@ class HealthExClient:
             "/v1/consents",
             subject="Listing consented patients",
             ids={"projectId": identifier("project_id", project_id)},
-            repeat=Repeat.SAFE,
+            retry_effect=RetryEffect.DOCUMENTED_IDEMPOTENT,
             body=json_body({"consentTypes": [CONSENT_TYPE], "studyId": project_id}),
             limit=LONG,
         )
@@ -257,7 +257,7 @@ class HealthExClient:
             "/v1/projects/{projectId}/link",
             subject="Creating a patient's link",
             ids={"projectId": identifier("project_id", project_id)},
-            repeat=Repeat.SAFE,
+            retry_effect=RetryEffect.DOCUMENTED_IDEMPOTENT,
             body=json_body({"externalId": text("external_id", external_id)}),
             private=(external_id,),
             accept="application/json, text/plain",

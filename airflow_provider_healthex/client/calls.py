@@ -23,13 +23,13 @@ _LONGEST_SHOWN = 100
 _QUOTES = frozenset("\"'`´“”„‟‘’‚‛«»‹›＂＇")
 
 
-class Repeat(Enum):
+class RetryEffect(Enum):
     """The effect of a second request of the same call."""
 
-    #: Nothing: retried after any 5xx and any timeout as well.
+    #: None. Retried after any 5xx and any timeout, too.
     IDEMPOTENT = "idempotent"
-    #: Nothing, by HealthEx's documentation. Left to the caller: it isn't retried once it may have arrived.
-    SAFE = "safe"
+    #: None, as HealthEx documents. Not retried once it may have arrived: the caller decides.
+    DOCUMENTED_IDEMPOTENT = "documented idempotent"
     #: It may start, and bill, a second retrieval.
     BILLED = "billed"
 
@@ -56,7 +56,7 @@ class Call:
     _: KW_ONLY
     subject: str = "The request"
     ids: Mapping[str, str] = field(default_factory=dict)
-    repeat: Repeat = Repeat.IDEMPOTENT
+    retry_effect: RetryEffect = RetryEffect.IDEMPOTENT
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes | None = field(default=None, repr=False)
     private: tuple[str, ...] = field(default=(), repr=False)

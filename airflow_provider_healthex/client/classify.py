@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from urllib.parse import urlsplit
 
-from airflow_provider_healthex.client.calls import Call, Repeat
+from airflow_provider_healthex.client.calls import Call, RetryEffect
 from airflow_provider_healthex.client.redaction import clean, detail
 from airflow_provider_healthex.client.retries import FailedTry
 from airflow_provider_healthex.client.transport import Answer, NoAnswer, NotSent
@@ -68,11 +68,11 @@ def not_sent(call: Call, error: NotSent, base_url: str) -> FailedTry:
 def no_answer(call: Call, error: NoAnswer) -> FailedTry:
     """Classify a request that was sent, and got no readable answer."""
     status = f"HTTP {error.status}, " if error.status else ""
-    if call.repeat is Repeat.BILLED:
+    if call.retry_effect is RetryEffect.BILLED:
         return FailedTry(_ambiguous(call, f"{status}no readable answer", str(error), error.status, error.requested_at))
     return FailedTry(
         HealthExConnectionError(f"{call.subject} got no readable answer: {status}{error}. It is safe to retry."),
-        retry=error.timed_out and call.repeat is Repeat.IDEMPOTENT,
+        retry=error.timed_out and call.retry_effect is RetryEffect.IDEMPOTENT,
     )
 
 
@@ -87,17 +87,17 @@ def check(call: Call, answer: Answer, secrets: Iterable[str]) -> None:
         raise _rejected(call, answer, (*secrets, *call.private))
     if answer.flaw is None:
         return
-    if answer.too_long or call.repeat is Repeat.BILLED:
+    if answer.too_long or call.retry_effect is RetryEffect.BILLED:
         raise FailedTry(unreadable(call, answer, f"the answer is {answer.flaw}"))
     raise FailedTry(
         HealthExConnectionError(f"{call.subject} got no whole answer: {answer.flaw}. It is safe to retry."),
-        retry=answer.timed_out and call.repeat is Repeat.IDEMPOTENT,
+        retry=answer.timed_out and call.retry_effect is RetryEffect.IDEMPOTENT,
     )
 
 
 def unreadable(call: Call, answer: Answer, what: str) -> HealthExUpdateAmbiguousError | HealthExApiError:
     """Return the error for a 2xx answer that makes no sense; it never repeats the body."""
-    if call.repeat is Repeat.BILLED:
+    if call.retry_effect is RetryEffect.BILLED:
         return _ambiguous(call, f"HTTP {answer.status}", what, answer.status, answer.requested_at)
     return HealthExApiError(
         f"{call.subject} failed (HTTP {answer.status}): {what}. Check that the host is HealthEx's API. ({call})",
@@ -117,14 +117,14 @@ def _ambiguous(
 def _rejected(call: Call, answer: Answer, secrets: Iterable[str]) -> FailedTry:
     status, words = answer.status, detail(answer.body, secrets)
     throttled = status == 429 or (status == 503 and answer.retry_after is not None)
-    if call.repeat is Repeat.BILLED and status >= 500 and status not in NOT_STARTED and not throttled:
+    if call.retry_effect is RetryEffect.BILLED and status >= 500 and status not in NOT_STARTED and not throttled:
         return FailedTry(_ambiguous(call, f"HTTP {status}", words, status, answer.requested_at))
     kind, verdict, hint = _STATUSES.get(status) or _other_status(answer)
     first_words = call.first_words.get(status) or f"{call.subject} {verdict}"
     text = [_sentence(f"{first_words} (HTTP {status})", words), call.hints.get(status) or hint, f"({call})"]
     return FailedTry(
         kind(" ".join(filter(None, text)), status_code=status, detail=words, retry_after=answer.retry_after),
-        retry=throttled or (status >= 500 and call.repeat is Repeat.IDEMPOTENT),
+        retry=throttled or (status >= 500 and call.retry_effect is RetryEffect.IDEMPOTENT),
         wait=answer.retry_after,
         throttled=throttled,
     )

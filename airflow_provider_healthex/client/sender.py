@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from airflow_provider_healthex.client import classify
-from airflow_provider_healthex.client.calls import Call, Repeat
+from airflow_provider_healthex.client.calls import Call, RetryEffect
 from airflow_provider_healthex.client.cancel import CancelEvent
 from airflow_provider_healthex.client.headers import IMPLAUSIBLE_SKEW, TOLERATED_SKEW
 from airflow_provider_healthex.client.rate_limit import rate_limit_for
@@ -115,7 +115,7 @@ class _Tries:
                 raise classify.not_sent(call, error, sender.settings.base_url) from None
             except NoAnswer as error:
                 raise classify.no_answer(call, error) from None
-            if call.repeat is Repeat.BILLED:
+            if call.retry_effect is RetryEffect.BILLED:
                 sender.log_skew(answer.skew)
             classify.check(call, answer, sender.secrets)
             return answer

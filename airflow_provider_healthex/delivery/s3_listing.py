@@ -1,24 +1,24 @@
 """
 Which ``ListObjectsV2`` requests show some patients' objects, without making them.
 
-A poke wants the objects of its missing patients only. A cursor walks their stretches of keys in key order (`scan`).
-Each request lists what follows the cursor or, where that is further, the next stretch's start; so a page serves as many
+A poke wants the objects of its missing patients only. A cursor walks their key ranges in key order (`scan`). Each
+request lists what follows the cursor or, where that is further, the start of the next range; so a page serves as many
 patients as it reaches, and what lies between them is skipped where it is longer than a page. With ``N`` keys under the
-stretches' common prefix, ``n_i`` in stretch ``i`` and 1,000 in a full page this costs:
+ranges' common prefix, ``n_i`` in range ``i`` and 1,000 in a full page this costs:
 
 * Every page but the last is full, lies under the common prefix, and starts behind the page before it. So there are at
   most ``floor(N / 1000) + 1`` requests.
-* Charge a request to the first stretch that isn't finished then. No key lies between where it starts to read and that
-  stretch's keys: so a full page either ends behind the stretch, which is then finished, or holds 1,000 of its keys. So
+* Charge a request to the first range that isn't finished then. No key lies between where it starts to read and that
+  range's keys: so a full page either ends behind the range, which is then finished, or holds 1,000 of its keys. So
   there are at most ``sum(floor(n_i / 1000) + 1)`` requests.
 
 Both hold for the first listing of a path, hence the lesser does. Later ones know where rows lay, and make several such
-walks side by side where that costs less (`s3_ranges`): the second bound holds for them, too. ``floor(n / 1000) + 1`` is
-``max(1, ceil(n / 1000))``, but for a stretch of exactly 1,000, 2,000, … keys: its last page doesn't show that nothing
+walks side by side where that costs less (`s3_groups`): the second bound holds for them, too. ``floor(n / 1000) + 1`` is
+``max(1, ceil(n / 1000))``, but for a key range of exactly 1,000, 2,000, … keys: its last page doesn't show that nothing
 follows.
 
 Where a path starts alike for all patients (a glob before the id), everything under that start is listed instead
-(`scan_all`), and `owners` knows whose it is.
+(`scan_all`), and `patient_keys` knows whose it is.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from time import perf_counter
 from typing import Any, TypeVar, cast
 
 from airflow_provider_healthex.delivery.arrival import Expectation
-from airflow_provider_healthex.delivery.owners import Owners
+from airflow_provider_healthex.delivery.key_ranges import KeyRange, are_disjoint, key_ranges
+from airflow_provider_healthex.delivery.patient_keys import PatientKeys
 from airflow_provider_healthex.delivery.plan import Plan, Steps, Take, alone, together
 from airflow_provider_healthex.delivery.rule import StoredObject
-from airflow_provider_healthex.delivery.s3_ranges import PAGE, WIDTH, Counts, Latency, Layout, Range
-from airflow_provider_healthex.delivery.stretches import Stretch, are_disjoint, stretches
+from airflow_provider_healthex.delivery.s3_groups import PAGE, WIDTH, Counts, Group, Latency, Layout
 from airflow_provider_healthex.delivery.template import Target
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 from airflow_provider_healthex.moments import utc_now
@@ -83,20 +83,20 @@ class S3Listing:
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.clock = clock
-        self.stretches = [stretches(index, own) for index, own in enumerate(targets)]
-        paths: dict[int, list[Stretch]] = {}
-        for one in chain.from_iterable(self.stretches):
+        self.key_ranges = [key_ranges(index, own) for index, own in enumerate(targets)]
+        paths: dict[int, list[KeyRange]] = {}
+        for one in chain.from_iterable(self.key_ranges):
             paths.setdefault(one.path, []).append(one)
         # Of each path by itself: a policy may grant these prefixes (s3:prefix), and not what they have in common.
         self.layouts = [Layout(own) for own in paths.values()]
         self.latency = Latency()
-        self.owners: Owners | None = None
-        disjoint = are_disjoint(one for own in self.stretches for one in own)
+        self.patient_keys: PatientKeys | None = None
+        disjoint = are_disjoint(one for own in self.key_ranges for one in own)
         self.is_everything = not disjoint and len(targets) == 1  # a glob that starts with a star
         if not disjoint and not self.is_everything:
             ids = [patient.values for patient in expectation.patients]
             first = [own[0] for own in targets]
-            self.owners = Owners(expectation.shared_path(), ids, first, expectation.rule.marker)
+            self.patient_keys = PatientKeys(expectation.shared_path(), ids, first, expectation.rule.marker)
 
     def start(self) -> S3Poke:
         """Start a poke."""
@@ -122,16 +122,18 @@ class S3Poke:
         listing = self._listing
         # Read before the first request, as a Date is: read after a slow listing, it would let objects settle early.
         began = listing.clock()
-        if listing.owners is not None:
-            now = yield from alone(scan_all(listing.owners.prefix, listing.owners.hand_out(set(indices), take)))
+        if listing.patient_keys is not None:
+            now = yield from alone(
+                scan_all(listing.patient_keys.prefix, listing.patient_keys.hand_out(set(indices), take))
+            )
         elif listing.is_everything:
             now = yield from alone(scan_all("", lambda rows: take(0, rows)))
         else:
-            owners, request = set(indices), listing.latency.request_in_rows
+            patients, request = set(indices), listing.latency.request_in_rows
             scans = [
-                _scan_range(layout, ranged, take)
+                _scan_group(layout, group, take)
                 for layout in listing.layouts
-                for ranged in layout.ranges(owners, request)
+                for group in layout.groups(patients, request)
             ]
             moments = yield from _timed(together(scans, WIDTH), listing.latency)
             now = min(filter(None, moments), default=None)
@@ -162,10 +164,10 @@ class S3Poke:
         return None
 
 
-def _scan_range(layout: Layout, ranged: Range, take: Take) -> Steps[datetime | None]:
-    counts = Counts.of(len(ranged))
-    now = yield from scan((layout.ordered[position] for position in ranged), take, counts)
-    layout.note(ranged, counts)
+def _scan_group(layout: Layout, group: Group, take: Take) -> Steps[datetime | None]:
+    counts = Counts.of(len(group))
+    now = yield from scan((layout.ordered[position] for position in group), take, counts)
+    layout.note(group, counts)
     return now
 
 
@@ -182,11 +184,11 @@ def _timed(plan: Plan[T], latency: Latency) -> Plan[T]:
         latency.note(len(batch), sum(len(page.get("Contents") or ()) for page in answers), perf_counter() - began)
 
 
-def scan(some: Iterable[Stretch], take: Take, counts: Counts | None = None) -> Steps[datetime | None]:
+def scan(some: Iterable[KeyRange], take: Take, counts: Counts | None = None) -> Steps[datetime | None]:
     """
-    Walk disjoint stretches in key order.
+    Walk disjoint key ranges in key order.
 
-    :param take: called with a stretch's owner and some of its rows, as often as pages hold some.
+    :param take: called with a key range's patient and some of its rows, as often as pages hold some.
     :param counts: counts the rows.
     :returns: the storage's clock by the first page, or None.
     :raises UnusableListing: where keys are not in order, or of another prefix.
@@ -272,11 +274,11 @@ class Pages:
         return {**request, "ContinuationToken": token}
 
 
-def _request(cursor: str, stretch: Stretch, last: Stretch) -> Request:
-    """Request what follows both the cursor and the stretch's start, and ends with the last of the stretches."""
-    prefix = commonprefix([stretch.prefix, last.prefix])  # noqa: RUF071 - of keys, not of folders
-    start_after = max(cursor, stretch.start_after)
-    is_one_key = stretch.exact and stretch == last  # and sorts first among the keys that it is a prefix of
+def _request(cursor: str, key_range: KeyRange, last: KeyRange) -> Request:
+    """Request what follows both the cursor and the key range's start, and ends with the last of the key ranges."""
+    prefix = commonprefix([key_range.prefix, last.prefix])  # noqa: RUF071 - of keys, not of folders
+    start_after = max(cursor, key_range.start_after)
+    is_one_key = key_range.exact and key_range == last  # and sorts first among the keys that it is a prefix of
     return {
         "Prefix": prefix,
         **({"StartAfter": start_after} if start_after >= prefix else {}),
@@ -286,30 +288,30 @@ def _request(cursor: str, stretch: Stretch, last: Stretch) -> Request:
 
 def _hand_out(
     rows: Sequence[StoredObject],
-    ordered: Sequence[Stretch],
+    ordered: Sequence[KeyRange],
     position: int,
     last: str | None,
     take: Take,
     counts: Counts,
 ) -> int:
     """
-    Give each stretch its rows, and return the position of the first that may have more.
+    Give each key range its rows, and return the position of the first that may have more.
 
     :param last: the page's last key where others follow it, or None.
     """
     keys, done = [row.key for row in rows], 0
     while position < len(ordered):
-        stretch = ordered[position]
-        if last is not None and last < stretch.prefix:
+        key_range = ordered[position]
+        if last is not None and last < key_range.prefix:
             break
-        begin = bisect_left(keys, stretch.prefix, done)
-        end = bisect_left(keys, stretch.end, begin)
+        begin = bisect_left(keys, key_range.prefix, done)
+        end = bisect_left(keys, key_range.end, begin)
         counts.before[position] += begin - done
         counts.inside[position] += end - begin
         if end > begin:
-            take(stretch.owner, rows[begin:end])
+            take(key_range.patient, rows[begin:end])
         done = end
-        if last is not None and last < stretch.end and not (stretch.exact and last == stretch.prefix):
+        if last is not None and last < key_range.end and not (key_range.exact and last == key_range.prefix):
             break
         position += 1
     counts.before[position] += len(keys) - done

@@ -17,7 +17,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from airflow_provider_healthex.delivery.arrival import Expectation
-from airflow_provider_healthex.delivery.owners import Owners
+from airflow_provider_healthex.delivery.key_ranges import are_disjoint, key_ranges
+from airflow_provider_healthex.delivery.patient_keys import PatientKeys
 from airflow_provider_healthex.delivery.plan import Plan, Steps, Take, alone, together
 from airflow_provider_healthex.delivery.rule import StoredObject
 from airflow_provider_healthex.delivery.sftp_clock import SftpClock, SftpClockPoke, moment
@@ -30,7 +31,6 @@ from airflow_provider_healthex.delivery.sftp_requests import (
     Server,
     Stat,
 )
-from airflow_provider_healthex.delivery.stretches import are_disjoint, stretches
 from airflow_provider_healthex.delivery.template import Kind, Target, literal_prefix
 
 #: How uploading programs name a file that isn't whole yet.
@@ -77,13 +77,13 @@ class SftpListing:
         self.marker = expectation.rule.marker
         self.now = clock
         self.clock = SftpClock(expectation.rule.clock_skew)
-        self.owners: Owners | None = None
+        self.patient_keys: PatientKeys | None = None
         self.shared: list[Target] = []  # that show every patient's files once
-        paths = [one for index, own in enumerate(targets) for one in stretches(index, own)]
+        paths = [one for index, own in enumerate(targets) for one in key_ranges(index, own)]
         if len(targets) > 1 and not are_disjoint(paths):
             ids, first = [patient.values for patient in expectation.patients], [own[0] for own in targets]
-            self.owners = Owners(expectation.shared_path(), ids, first, self.marker, whole_name)
-            self.shared = [first[one.path] for one in stretches(0, first)]
+            self.patient_keys = PatientKeys(expectation.shared_path(), ids, first, self.marker, whole_name)
+            self.shared = [first[one.path] for one in key_ranges(0, first)]
 
     def start(self) -> SftpPoke:
         """Start a poke."""
@@ -127,11 +127,11 @@ class SftpPoke:
             take(index, whole)
 
         is_first = listing.clock.first_poke is None
-        if listing.owners is None:
+        if listing.patient_keys is None:
             wanted = [(index, listing.targets[index]) for index in indices]
             self._obstacles = yield from list_files(wanted, sort_out, is_first_poke=is_first)
         elif indices:
-            owned = listing.owners.hand_out(set(indices), sort_out)
+            owned = listing.patient_keys.hand_out(set(indices), sort_out)
             shared = [(position, [target]) for position, target in enumerate(listing.shared)]
             found = yield from list_files(shared, lambda _, files: owned(files), is_first_poke=is_first)
             self._obstacles = {

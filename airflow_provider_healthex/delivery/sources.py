@@ -18,8 +18,8 @@ from itertools import pairwise
 from airflow_provider_healthex.delivery.feed import State, TakeRows
 from airflow_provider_healthex.delivery.plan import Plan, Steps, together
 from airflow_provider_healthex.delivery.rule import StoredObject
+from airflow_provider_healthex.delivery.s3_groups import WIDTH
 from airflow_provider_healthex.delivery.s3_listing import Pages, Request, server_time
-from airflow_provider_healthex.delivery.s3_ranges import WIDTH
 from airflow_provider_healthex.delivery.sftp_clock import FARTHEST_BEHIND
 from airflow_provider_healthex.delivery.sftp_listing import list_files, whole_name
 from airflow_provider_healthex.delivery.sftp_requests import Obstacle, Server

@@ -14,7 +14,7 @@ from airflow_provider_healthex.arguments import boolean, one_of
 from airflow_provider_healthex.client import IN_PROGRESS, PatientUpdate
 from airflow_provider_healthex.client.calls import identifier
 from airflow_provider_healthex.client.models import whole_seconds
-from airflow_provider_healthex.client.reasons import patient_action_needed
+from airflow_provider_healthex.client.patient_action import patient_action_needed
 from airflow_provider_healthex.exceptions import HealthExError, HealthExUpdateAmbiguousError
 from airflow_provider_healthex.hooks.healthex import HealthExHook
 from airflow_provider_healthex.links.healthex import HealthExProjectLink

@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowSkipException, conf
 
-from airflow_provider_healthex.client.reasons import patient_action_needed
+from airflow_provider_healthex.client.patient_action import patient_action_needed
 from airflow_provider_healthex.delivery import Arrival, ArrivalWait, Expectation, StoredObject
 from airflow_provider_healthex.delivery.template import names_patient
 from airflow_provider_healthex.exceptions import HealthExConfigurationError

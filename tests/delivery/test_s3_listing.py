@@ -12,9 +12,9 @@ from helpers.support import Bucket as RealBucket
 from helpers.support import s3_client
 
 from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient
+from airflow_provider_healthex.delivery.key_ranges import KeyRange
 from airflow_provider_healthex.delivery.plan import alone
 from airflow_provider_healthex.delivery.s3_listing import WIDTH, IncompleteListing, S3Listing, scan, scan_all
-from airflow_provider_healthex.delivery.stretches import Stretch
 from airflow_provider_healthex.exceptions import HealthExConfigurationError
 
 REQUESTED = datetime(2026, 11, 22, 17, 40, 5, tzinfo=timezone.utc)
@@ -215,10 +215,10 @@ class TestClock:
 
 
 def walk(storage: MemoryS3, prefixes: list[str], exact: bool = False) -> dict[str, list[str]]:
-    """Return the keys that each stretch was given."""
+    """Return the keys that each key range was given."""
     given: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
-    some = [Stretch(prefix, exact, number) for number, prefix in enumerate(prefixes)]
-    storage.run(alone(scan(some, lambda owner, rows: given[prefixes[owner]].extend(row.key for row in rows))))
+    some = [KeyRange(prefix, exact, number) for number, prefix in enumerate(prefixes)]
+    storage.run(alone(scan(some, lambda patient, rows: given[prefixes[patient]].extend(row.key for row in rows))))
     return given
 
 
@@ -258,7 +258,7 @@ class TestWhoGetsWhat:
         ],
     )
     @pytest.mark.parametrize("page", [1, 2, 1_000])
-    def test_a_stretch_gets_its_keys_and_no_others(self, keys, prefixes, page):
+    def test_a_key_range_gets_its_keys_and_no_others(self, keys, prefixes, page):
         s3 = storage(*keys, page=page)
         assert walk(s3, prefixes) == matching(s3, prefixes)
 
@@ -268,17 +268,17 @@ class TestWhoGetsWhat:
         prefixes = ["d/a.json", "d/b.json", "d/c.json"]
         assert walk(s3, prefixes, exact=True) == matching(s3, prefixes, exact=True)
 
-    def test_no_stretches_need_no_request(self):
+    def test_no_key_ranges_need_no_request(self):
         s3 = storage("a")
         assert walk(s3, []) == {}
         assert s3.requests == []
 
     def test_the_clock_is_the_first_pages(self):
         s3 = storage("d/a/1")
-        assert s3.run(alone(scan([Stretch("d/a/", False, 0)], lambda owner, rows: None))) == NOW
+        assert s3.run(alone(scan([KeyRange("d/a/", False, 0)], lambda patient, rows: None))) == NOW
 
     def test_a_page_without_rows_is_not_the_end(self):
-        steps = scan([Stretch("d/a/", False, 0)], lambda owner, rows: None)
+        steps = scan([KeyRange("d/a/", False, 0)], lambda patient, rows: None)
         assert next(steps) == {"Prefix": "d/a/"}
         again = steps.send({"IsTruncated": True, "NextContinuationToken": "t"})
         assert again == {"Prefix": "d/a/", "ContinuationToken": "t"}
@@ -340,7 +340,7 @@ def start(walker, given: list):
     if walker is scan_all:
         steps = scan_all("d/b/", given.extend)
     else:
-        steps = scan([Stretch("d/b/", False, 0)], lambda owner, rows: given.extend(rows))
+        steps = scan([KeyRange("d/b/", False, 0)], lambda patient, rows: given.extend(rows))
     next(steps)
     return steps
 
@@ -432,8 +432,8 @@ def test_a_real_server_lists_as_the_one_in_memory(s3_endpoint):
 
     real: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
     steps = scan(
-        [Stretch(prefix, False, number) for number, prefix in enumerate(prefixes)],
-        lambda owner, rows: real[prefixes[owner]].extend(row.key for row in rows),
+        [KeyRange(prefix, False, number) for number, prefix in enumerate(prefixes)],
+        lambda patient, rows: real[prefixes[patient]].extend(row.key for row in rows),
     )
     requests = []
 

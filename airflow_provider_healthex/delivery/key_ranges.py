@@ -1,4 +1,4 @@
-"""The stretches of a bucket's key order in which patients' keys lie, by the literal starts of their paths."""
+"""The ranges of keys in which patients' objects lie, by the literal starts of their paths."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ _LAST_CHARACTER = "\U0010ffff"
 _LAST_BEFORE_SURROGATES = "\ud7ff"
 
 
-class Stretch(NamedTuple):
+class KeyRange(NamedTuple):
     """
-    A stretch of keys: those with a prefix, or one key.
+    Keys that follow each other: those with a prefix, or one key.
 
     :param prefix: its literal start; Python's order of strings, by code point, is S3's order of their UTF-8.
     :param exact: whether it is this one key.
-    :param owner: the position of the patient it belongs to.
+    :param patient: the position of the patient it belongs to.
     :param path: the position of the path it is of.
     """
 
     prefix: str
     exact: bool
-    owner: int
+    patient: int
     path: int = 0
 
     @property
     def end(self) -> str:
-        """The least text that is greater than every key of the stretch."""
+        """The least text that is greater than every key of the range."""
         if self.exact:
             return self.prefix + "\0"
         begin = self.prefix.rstrip(_LAST_CHARACTER)  # which has no successor
@@ -37,26 +37,26 @@ class Stretch(NamedTuple):
 
     @property
     def start_after(self) -> str:
-        """The key to start after, to see the stretch's first key first: no key has that character."""
+        """The key to start after, to see the range's first key first: no key has that character."""
         last = self.prefix[-1]
         before = _LAST_BEFORE_SURROGATES if last == "\ue000" else chr(ord(last) - 1)  # no UTF-8 has a surrogate
         return self.prefix[:-1] + before + _LAST_CHARACTER
 
-    def covers(self, other: Stretch) -> bool:
-        """Return whether every key of another stretch is one of this."""
+    def covers(self, other: KeyRange) -> bool:
+        """Return whether every key of another range is one of this."""
         return other.prefix == self.prefix if self.exact else other.prefix.startswith(self.prefix)
 
 
-def stretches(owner: int, targets: Iterable[Target]) -> list[Stretch]:
-    """Return where a patient's keys can be, without a stretch inside another."""
-    found: list[Stretch] = []
-    for each in sorted(Stretch(one.prefix, one.kind is Kind.KEY, owner, path) for path, one in enumerate(targets)):
+def key_ranges(patient: int, targets: Iterable[Target]) -> list[KeyRange]:
+    """Return where a patient's keys can be, without a range inside another."""
+    found: list[KeyRange] = []
+    for each in sorted(KeyRange(one.prefix, one.kind is Kind.KEY, patient, path) for path, one in enumerate(targets)):
         if not (found and found[-1].covers(each)):
             found.append(each)
     return found
 
 
-def are_disjoint(some: Iterable[Stretch]) -> bool:
-    """Return whether no key lies in two stretches, so that each shows one patient's."""
+def are_disjoint(some: Iterable[KeyRange]) -> bool:
+    """Return whether no key lies in two ranges, so that each shows one patient's."""
     ordered = sorted(some)
     return all(each.prefix for each in ordered) and all(a.end <= b.prefix for a, b in pairwise(ordered))

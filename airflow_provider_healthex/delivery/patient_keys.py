@@ -14,7 +14,7 @@ from airflow_provider_healthex.exceptions import HealthExConfigurationError
 log = logging.getLogger(__name__)
 
 
-class Owners:
+class PatientKeys:
     """
     The patients that a key can belong to.
 

@@ -1,11 +1,11 @@
-"""The stretches of key order in which patients' keys lie."""
+"""The key ranges of key order in which patients' keys lie."""
 
 from __future__ import annotations
 
 import pytest
 
 from airflow_provider_healthex.delivery import expand
-from airflow_provider_healthex.delivery.stretches import Stretch, are_disjoint, stretches
+from airflow_provider_healthex.delivery.key_ranges import KeyRange, are_disjoint, key_ranges
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,8 @@ from airflow_provider_healthex.delivery.stretches import Stretch, are_disjoint, 
         ([""], False, False),
     ],
 )
-def test_stretches_that_share_keys_are_not_disjoint(prefixes, exact, disjoint):
-    assert are_disjoint(Stretch(prefix, exact, 0) for prefix in prefixes) is disjoint
+def test_key_ranges_that_share_keys_are_not_disjoint(prefixes, exact, disjoint):
+    assert are_disjoint(KeyRange(prefix, exact, 0) for prefix in prefixes) is disjoint
 
 
 @pytest.mark.parametrize(
@@ -37,17 +37,17 @@ def test_stretches_that_share_keys_are_not_disjoint(prefixes, exact, disjoint):
         (["*", "d/"], [("", False)]),
     ],
 )
-def test_a_stretch_inside_another_is_left_out(paths, kept):
-    found = stretches(7, [expand(path, {}, wildcard=True) for path in paths])
+def test_a_key_range_inside_another_is_left_out(paths, kept):
+    found = key_ranges(7, [expand(path, {}, wildcard=True) for path in paths])
     assert [(one.prefix, one.exact) for one in found] == kept
-    assert {one.owner for one in found} == {7}
+    assert {one.patient for one in found} == {7}
     assert all(one.prefix == paths[one.path].partition("*")[0] for one in found)
 
 
 @pytest.mark.parametrize("last", ["!", "~", "\ud7ff", "\ue000", "\uffff", "\U00010000", "\U0010ffff"])
 def test_whatever_character_a_prefix_ends_with_its_keys_lie_between_its_limits(last):
     """As an external id may end with it; what follows must not be skipped, and S3 gets what UTF-8 can write."""
-    one = Stretch(f"d/{last}", False, 0)
+    one = KeyRange(f"d/{last}", False, 0)
     for key in (one.prefix, f"{one.prefix}/a", f"{one.prefix}\ud7ff"):
         assert one.start_after.encode() < key.encode()
         assert key < one.end

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient
+from airflow_provider_healthex.delivery.key_ranges import KeyRange
 from airflow_provider_healthex.delivery.plan import alone
+from airflow_provider_healthex.delivery.s3_groups import PAGE, WIDTH, Counts, Latency, Layout
 from airflow_provider_healthex.delivery.s3_listing import S3Listing, scan
-from airflow_provider_healthex.delivery.s3_ranges import PAGE, WIDTH, Counts, Latency, Layout
-from airflow_provider_healthex.delivery.stretches import Stretch
 
 REQUESTED = datetime(2026, 11, 22, 17, 40, 5, tzinfo=timezone.utc)
 NOW = REQUESTED + timedelta(hours=1)
@@ -93,7 +93,7 @@ class TestPlan:
         ]
 
     def test_what_it_remembers_is_two_numbers_a_patient(self):
-        layout = Layout(Stretch(f"d/{number:05}/", False, number) for number in range(10_000))
+        layout = Layout(KeyRange(f"d/{number:05}/", False, number) for number in range(10_000))
         assert layout._inside.itemsize * len(layout._inside) + layout._before.itemsize * len(layout._before) < 200_000
 
     @pytest.mark.parametrize("path", ["a/{healthexPatientId}/", "b/{healthexPatientId}.json"])
@@ -130,12 +130,12 @@ def test_a_poke_costs_hardly_more_than_the_cheaper_of_the_two_simple_ways(seed):
     s3.poke(wait)
     s3.poke(wait)  # of the rows between those who are left, the poke before may have learnt something
     missing = [ids[index] for index in wait.missing]
-    stretches = [Stretch(f"d/{one}/", False, number) for number, one in enumerate(missing)]
+    key_ranges = [KeyRange(f"d/{one}/", False, number) for number, one in enumerate(missing)]
     costs = []
     for run in (
         lambda: s3.poke(wait),
-        lambda: [s3.run(alone(scan([one], lambda owner, rows: None))) for one in stretches],
-        lambda: s3.run(alone(scan(stretches, lambda owner, rows: None))),
+        lambda: [s3.run(alone(scan([one], lambda patient, rows: None))) for one in key_ranges],
+        lambda: s3.run(alone(scan(key_ranges, lambda patient, rows: None))),
     ):
         s3.requests.clear()
         run()
@@ -154,7 +154,7 @@ def test_a_bucket_that_changes_between_pokes_costs_no_patient_anything(bucket_at
     """Whatever is remembered: all those arrive who have a fresh object, and no more requests than one by one."""
     wait, s3 = waiting_for(ids, request), MemoryS3({}, NOW, page)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("s3_ranges", "s3_listing"):  # S3's pages are too large for a bucket that can be shrunk
+        for module in ("s3_groups", "s3_listing"):  # S3's pages are too large for a bucket that can be shrunk
             patch.setattr(f"airflow_provider_healthex.delivery.{module}.PAGE", page)
         arrived: set[str] = set()
         for *sizes, others, fresh in bucket_at:
@@ -220,5 +220,5 @@ def test_rows_are_counted_where_they_lie():
     keys = ["d/0/1", "d/a/1", "d/a/2", "d/b/1", "d/c/1", "d/d/1"]
     s3 = MemoryS3(dict.fromkeys(keys, NOW), NOW, 100)
     seen = Counts.of(3)
-    s3.run(alone(scan([Stretch(f"d/{one}/", False, 0) for one in "acx"], lambda owner, rows: None, seen)))
+    s3.run(alone(scan([KeyRange(f"d/{one}/", False, 0) for one in "acx"], lambda patient, rows: None, seen)))
     assert (seen.inside, seen.before, seen.skipped) == ([2, 1, 0], [0, 1, 1, 0], set())

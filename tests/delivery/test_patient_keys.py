@@ -79,7 +79,7 @@ def test_a_glob_that_fits_another_patients_files_counts_none_of_them(store):
 
 
 @pytest.mark.parametrize(
-    ("key", "owner"),
+    ("key", "patient"),
     [
         ("d/x/a/1", "a"),
         ("d/x/a/deep/er/1", "a"),
@@ -92,8 +92,8 @@ def test_a_glob_that_fits_another_patients_files_counts_none_of_them(store):
         ("d/x/a/b/1", None),  # of either
     ],
 )
-def test_a_key_belongs_to_the_only_patient_it_fits(store, key, owner):
-    assert arrived(store(key), expected("a", "b")) == ([owner] if owner else [])
+def test_a_key_belongs_to_the_only_patient_it_fits(store, key, patient):
+    assert arrived(store(key), expected("a", "b")) == ([patient] if patient else [])
 
 
 def test_keys_that_fit_several_are_counted_in_one_warning(caplog):

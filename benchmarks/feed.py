@@ -25,7 +25,8 @@ _PATH = "d/{projectId}/{healthexPatientId}/"
 _NOTES = (
     "Paginator: `list_objects_v2` of boto3 over everything, in one task; it keeps each patient's newest object.",
     "Ours: what `HealthExDeliveryTrigger` does for a poll, with the triggerer's aiobotocore client.",
-    "Cold: the first poll of a trigger, the client's start included and Airflow's imports not. Warm: the next, which knows where pages ended.",
+    "Cold: the first poll of a trigger, with the client's start, without Airflow's imports.",
+    "Warm: the next one, which knows where pages ended.",
     "Over loopback, from a server that answers from memory in the same process; latency is per request.",
     f"{OBJECTS_A_PATIENT} objects a patient; one patient in a hundred has a delivery to announce.",
 )

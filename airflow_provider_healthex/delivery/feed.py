@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from itertools import chain, repeat
 from typing import Any, Protocol
 
 from airflow_provider_healthex.delivery.plan import Plan
@@ -33,10 +34,6 @@ LATENESS = 3600
 MAX_REMEMBERED = 2_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-#: What changes when a patient's objects since the last announcement do: the newest one's time, their number, and the
-#: newest time of a half-written one.
-State = tuple[int, int, int]
 
 #: Takes whole objects, and half-written ones by their later names.
 TakeRows = Callable[[Sequence[StoredObject], Sequence[StoredObject]], None]
@@ -104,19 +101,27 @@ class Announced:
 
 
 @dataclass(slots=True)
-class _Fresh:
-    """One patient's objects since their last announcement, in one listing; ``partial`` is of half-written ones."""
+class PendingDelivery:
+    """
+    One patient's objects since their last announcement, in one listing.
+
+    :param state: changes with any of them, half-written ones included; these count nowhere else.
+    """
 
     values: dict[str, str]
     floor: int
+    state: int = 0
     count: int = 0
     first: int = 0
     newest: int = 0
-    partial: int = 0
 
-    @property
-    def state(self) -> State:
-        return self.newest, self.count, self.partial
+    def add(self, row: StoredObject, modified: int, *, whole: bool) -> None:
+        """Count an object; one that isn't whole changes the state alone."""
+        self.state ^= hash((row.key, row.size, modified, whole))
+        if whole:
+            self.count += 1
+            self.first = min(self.first or modified, modified)
+            self.newest = max(self.newest, modified)
 
 
 class Source(Protocol):
@@ -128,7 +133,7 @@ class Source(Protocol):
     def list(self, target: Target, take: TakeRows) -> Plan[None]:
         """Plan one listing."""
 
-    def quiet_for(self, deliveries: Mapping[str, State]) -> Mapping[str, float]:
+    def quiet_for(self, deliveries: Mapping[str, PendingDelivery]) -> Mapping[str, float]:
         """Return the seconds without a change of each delivery."""
 
 
@@ -181,41 +186,29 @@ class Feed:
         newest = {digest: one.newest for digest, one in seen.items() if one.count}
         return self._advance((0, "~"), newest, {}, source.now)
 
-    def _list(self, announced: Announced, source: Source) -> Plan[dict[str, _Fresh]]:
-        seen: dict[str, _Fresh] = {}
+    def _list(self, announced: Announced, source: Source) -> Plan[dict[str, PendingDelivery]]:
+        seen: dict[str, PendingDelivery] = {}
         reader = _Reader(self.path)
 
         def take(whole: Sequence[StoredObject], partial: Sequence[StoredObject]) -> None:
-            for rows, count in ((whole, 1), (partial, 0)):
-                for row in rows:
-                    values = reader.read(row.key)
-                    if values is not None and row.is_data:
-                        self._count(seen, values, reader.digest, seconds(row.last_modified), announced, count)
+            for row, is_whole in chain(zip(whole, repeat(True)), zip(partial, repeat(False))):
+                values = reader.read(row.key)
+                if values is None or not row.is_data:
+                    continue
+                one, modified = seen.get(reader.digest), seconds(row.last_modified)
+                floor = one.floor if one else announced.floor(reader.digest)
+                if modified > floor or not is_whole:
+                    if one is None:
+                        one = seen[reader.digest] = PendingDelivery(values, floor)
+                    one.add(row, modified, whole=is_whole)
 
         yield from source.list(expand_literal(self.path), take)
         return seen
 
-    @staticmethod
-    def _count(
-        seen: dict[str, _Fresh], values: dict[str, str], digest: str, modified: int, announced: Announced, count: int
-    ) -> None:
-        one = seen.get(digest)
-        floor = announced.floor(digest) if one is None else one.floor
-        if modified <= floor:
-            return
-        if one is None:
-            one = seen[digest] = _Fresh(values, floor)
-        if not count:
-            one.partial = max(one.partial, modified)
-            return
-        one.count += count
-        one.first = min(one.first or modified, modified)
-        one.newest = max(one.newest, modified)
-
     def _decide(
-        self, fresh: Mapping[str, _Fresh], announced: Announced, source: Source
+        self, fresh: Mapping[str, PendingDelivery], announced: Announced, source: Source
     ) -> tuple[list[Delivery], Announced]:
-        quiet_for = source.quiet_for({digest: one.state for digest, one in fresh.items()})
+        quiet_for = source.quiet_for(fresh)
         fresh = {digest: one for digest, one in fresh.items() if one.count}  # and not half-written objects alone
         rule = ArrivalRule(quiet_period=self.quiet_period)
         settled = sorted((one.newest, digest) for digest, one in fresh.items() if rule.is_settled(quiet_for[digest]))
@@ -228,7 +221,9 @@ class Feed:
         pending = {digest: one for digest, one in fresh.items() if digest not in newest}
         return deliveries, self._advance(announced.watermark, {**announced.later, **newest}, pending, source.now)
 
-    def _advance(self, watermark: Place, later: dict[str, int], pending: Mapping[str, _Fresh], now: int) -> Announced:
+    def _advance(
+        self, watermark: Place, later: dict[str, int], pending: Mapping[str, PendingDelivery], now: int
+    ) -> Announced:
         """Move the watermark up as far as nothing is lost, and forget what it has passed."""
         # Behind what hasn't been announced: its first object, or it would be counted short.
         limits = [now - int(self.quiet_period) - LATENESS, *(one.first - 1 for one in pending.values())]

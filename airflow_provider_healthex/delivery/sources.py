@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 
-from airflow_provider_healthex.delivery.feed import State, TakeRows
+from airflow_provider_healthex.delivery.feed import PendingDelivery, TakeRows
 from airflow_provider_healthex.delivery.plan import Plan, Steps, together
 from airflow_provider_healthex.delivery.rule import StoredObject
 from airflow_provider_healthex.delivery.s3_groups import WIDTH
@@ -88,9 +88,9 @@ class S3Source:
         now = min((each.now for each in ranges if each.now), default=None)
         self.now = int((now or began).timestamp())
 
-    def quiet_for(self, deliveries: Mapping[str, State]) -> Mapping[str, float]:
+    def quiet_for(self, deliveries: Mapping[str, PendingDelivery]) -> Mapping[str, float]:
         """Return the age of each delivery's newest object, in seconds."""
-        return {digest: self.now - state[0] for digest, state in deliveries.items()}
+        return {digest: self.now - one.newest for digest, one in deliveries.items()}
 
 
 class SftpSource:
@@ -103,7 +103,7 @@ class SftpSource:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._changes: dict[str, tuple[State, float]] = {}
+        self._changes: dict[str, tuple[int, float]] = {}
         self._is_first = True
         self._has_warned = False
         self._polled_at = 0.0
@@ -139,10 +139,12 @@ class SftpSource:
                 f"{ahead:,} file{' is' if ahead == 1 else 's are'}",
             )
 
-    def quiet_for(self, deliveries: Mapping[str, State]) -> Mapping[str, float]:
+    def quiet_for(self, deliveries: Mapping[str, PendingDelivery]) -> Mapping[str, float]:
         """Return for how many seconds each delivery has not changed between polls."""
         self._changes = {
-            digest: known if (known := self._changes.get(digest)) and known[0] == state else (state, self._polled_at)
-            for digest, state in deliveries.items()
+            digest: known
+            if (known := self._changes.get(digest)) and known[0] == one.state
+            else (one.state, self._polled_at)
+            for digest, one in deliveries.items()
         }
         return {digest: self._polled_at - since for digest, (_, since) in self._changes.items()}

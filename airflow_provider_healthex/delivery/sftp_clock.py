@@ -42,7 +42,8 @@ class SftpClock:
     :param ahead: digests of the sizes and times of files that were dated after the first poke.
     :param late: patients whose files the first poke could not list, by position: their own first poke and the newest
         time then; (None, None) until then.
-    :param changes: for each patient with fresh files (by position): a digest of these, and when it was first seen.
+    :param changes: for each patient with fresh files (by position): a digest of these, when the poke ended that showed
+        it first, and whether that was the patient's first poke.
     """
 
     clock_skew: float = 60.0
@@ -51,7 +52,7 @@ class SftpClock:
     newest: int | None = None
     ahead: list[str] = field(default_factory=list)
     late: dict[int, tuple[float | None, int | None]] = field(default_factory=dict)
-    changes: dict[int, tuple[str, float]] = field(default_factory=dict)
+    changes: dict[int, tuple[str, float, bool]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, for a trigger's arguments and the task's state store."""
@@ -69,7 +70,7 @@ class SftpClock:
         self.server, self.first_poke, self.newest = kept["server"], kept["first_poke"], kept["newest"]
         self.ahead = list(kept["ahead"])
         self.late = {index: (first_poke, newest) for index, first_poke, newest in kept["late"]}
-        self.changes = {index: (digest_, since) for index, digest_, since in kept["changes"]}
+        self.changes = {index: (digest_, since, was_first) for index, digest_, since, was_first in kept["changes"]}
 
     def expect(self, server: str) -> None:
         """Start anew where it is another server: its clock and files have nothing to do with the last one's."""
@@ -134,12 +135,13 @@ class SftpClockPoke:
         else:
             clock.late.update(dict.fromkeys(new, (self._now, newest)))
 
-    def quiet_for(self, index: int, files: Iterable[StoredObject]) -> float:
+    def quiet_for(self, index: int, files: Iterable[StoredObject], ended: float) -> float:
         """
         Return for how many seconds a patient's files have not changed, and remember a change.
 
         :param index: the patient's position.
         :param files: the fresh files, and those still being written.
+        :param ended: when this listing ended: any of them may have changed until then.
         """
         known, changes = list(files), self._clock.changes
         if not known:
@@ -147,12 +149,10 @@ class SftpClockPoke:
             return 0.0
         state = self._states[index] = _state(known)
         if changes.get(index, ("",))[0] != state:
-            changes[index] = (state, self._now)
-        since = changes[index][1]
-        quiet = self._now - since
-        if since != (self._clock.first_poke_of(index)[0] or self._now):
-            return quiet
-        return max(quiet, self._now - max(map(_seconds, known)) - self._clock.clock_skew)
+            changes[index] = (state, ended, self._clock.first_poke_of(index)[0] in (None, self._now))
+        _, since, was_first = changes[index]
+        quiet = max(0.0, self._now - since)
+        return max(quiet, self._now - max(map(_seconds, known)) - self._clock.clock_skew) if was_first else quiet
 
     def state(self, index: int) -> str | None:
         """Return a digest of a patient's files, after `quiet_for`."""

@@ -150,7 +150,7 @@ class SftpPoke:
         """Return for how many seconds a patient's files have not changed, those still being written included."""
         if index in self._obstacles:  # not seen isn't gone
             return 0.0
-        return self._clock.quiet_for(index, [*fresh, *self._partial.get(index, ())])
+        return self._clock.quiet_for(index, [*fresh, *self._partial.get(index, ())], self._listing.now())
 
     def is_later_than(self, moment: datetime) -> bool:
         """Return True: a second listing confirms what the first one showed."""

@@ -140,11 +140,17 @@ class SftpSource:
             )
 
     def quiet_for(self, deliveries: Mapping[str, PendingDelivery]) -> Mapping[str, float]:
-        """Return for how many seconds each delivery has not changed between polls."""
-        self._changes = {
-            digest: known
-            if (known := self._changes.get(digest)) and known[0] == one.state
-            else (one.state, self._polled_at)
+        """
+        Return for how many seconds each delivery has not changed: from the end of the poll that showed it first to the
+        beginning of this one. Two polls must agree, as a file may just be growing.
+        """
+        new, before = (0, self._clock()), self._changes
+        since = {
+            digest: before[digest][1] if before.get(digest, new)[0] == one.state else new[1]
             for digest, one in deliveries.items()
         }
-        return {digest: self._polled_at - since for digest, (_, since) in self._changes.items()}
+        self._changes = {digest: (one.state, since[digest]) for digest, one in deliveries.items()}
+        return {
+            digest: self._polled_at - since[digest] if digest in before and before[digest] == changed else -1.0
+            for digest, changed in self._changes.items()
+        }

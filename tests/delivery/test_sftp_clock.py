@@ -11,6 +11,7 @@ import pytest
 from helpers.stores import MemorySftp, Poked, with_rule
 
 from airflow_provider_healthex.delivery import ArrivalRule, ArrivalWait, Expectation, Patient
+from airflow_provider_healthex.delivery.sftp_requests import ListFolder
 
 REQUESTED = datetime(2026, 11, 22, 12, 0, 0, tzinfo=timezone.utc)
 AT = int(REQUESTED.timestamp())
@@ -51,6 +52,30 @@ class Wait:
 
 def poke_once(server: MemorySftp, expectation: Expectation | None = None) -> Poked:
     return Wait(expectation).poke(server)
+
+
+@pytest.mark.parametrize("off", [0, -5 * HOUR, 9 * HOUR])
+def test_what_is_written_while_a_slow_poke_lists_settles_as_long_as_after_a_fast_one(off):
+    files, wait = server(off), Wait(expected(quiet_period=300))
+    files.write("d/p/pat/old.json", ago=30 * 24 * HOUR)
+    wait.poke(files)
+    files.pass_time(60)
+    answer = files.answer
+
+    def slow(request: object) -> object:
+        if isinstance(request, ListFolder):
+            files.pass_time(290)
+            files.write("d/p/pat/new.json")
+        return answer(request)
+
+    files.answer = slow
+    assert wait.poke(files).waiting
+    written, files.answer = files.now, answer
+    for _ in range(20):
+        if not wait.poke(files).waiting:
+            break
+        files.pass_time(20)
+    assert 300 <= files.now - written < 400
 
 
 @pytest.mark.parametrize("off", [0, -600, 600, -5 * HOUR, 9 * HOUR])

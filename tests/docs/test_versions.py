@@ -27,15 +27,14 @@ def test_its_table_is_the_matrix_result():
 
 def test_a_failure_stands_out():
     entry = {**next(iter(ENTRIES.values())), "failed": 3}
-    assert "| **3** |" in support().table({"one": entry})
+    assert "| **3** |" in support().table({"airflow-3.0": entry})
 
 
-def test_each_environment_of_the_matrix_was_run():
-    names = re.findall(r"^run (\S+) ", (ROOT / ".ci" / "matrix").read_text(), re.MULTILINE)
-    assert sorted(names) == sorted(ENTRIES)
+def test_an_environment_that_was_not_run_stands_there_as_such():
+    assert support().table({}).count("not run yet") == 8
 
 
 def test_the_classifiers_name_the_pythons_that_were_run():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {each.rpartition(" ")[2] for each in project["classifiers"] if re.search(r":: 3\.\d+$", each)}
-    assert named == {one["python"].rpartition(".")[0] for one in ENTRIES.values()}
+    assert named >= {one["python"].rpartition(".")[0] for one in ENTRIES.values()}
